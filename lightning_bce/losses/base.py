@@ -1,0 +1,301 @@
+"""The base of every loss: masks, weights, reduction and sums happen here, once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_bce.losses.checks import (
+    Factor,
+    PerLabel,
+    check_factor,
+    check_probabilities,
+    check_shapes,
+    check_target_values,
+)
+from lightning_bce.losses.stable import full_precision
+from lightning_bce.losses.sums import LossSums, safe_ratio
+from lightning_bce.spec import Recorded
+
+Reduction = Literal["none", "mean", "weighted_mean", "sum", "batchmean"]
+Validation = Literal["first_batch", "always", "off"]
+
+
+class BinaryLoss(Recorded, nn.Module, ABC):
+    r"""Base of the losses of a binary or multi-label classifier.
+
+    A new loss writes :meth:`elementwise`. The base gives it masks, weights, reductions, :class:`LossSums`, the checks
+    and a spec for checkpoints.
+
+    With losses :math:`\ell_i`, class weights :math:`c_i`, weights :math:`w_i` (constructor times call) and valid
+    elements :math:`V`, the reductions are
+
+    .. math::
+        \text{sum} = \sum_{i \in V} c_i w_i \ell_i, \quad
+        \text{mean} = \frac{\text{sum}}{|V|}, \quad
+        \text{weighted\_mean} = \frac{\text{sum}}{\sum_{i \in V} w_i}, \quad
+        \text{batchmean} = \frac{\text{sum}}{\text{rows with a valid element}}.
+
+    ``none`` returns :math:`c_i w_i \ell_i`, 0 where ignored. A mean over nothing (an empty batch, all ignored, all
+    weights 0) is 0 with a gradient of zeros.
+
+    Args:
+        reduction: One of "none", "mean", "weighted_mean", "sum", "batchmean".
+        ignore_index: Target value that marks an unknown label, NaN included. Such an element counts nowhere.
+        class_weight: One factor of at least 0 for each label (dimension 1). Scales the loss, not the denominator.
+        validate: Whether target values are checked at the "first_batch" (that waits for the device once), "always" or
+            not at all ("off"). Shapes are always checked. Compiled code does not check values.
+
+    Example:
+        >>> import torch
+        >>> class SquaredError(BinaryLoss):
+        ...     '''Brier score.'''
+        ...     def elementwise(self, logits, target):
+        ...         return (logits.sigmoid() - target).square()
+        >>> SquaredError()(torch.tensor([0.0, 0.0]), torch.tensor([0, 1]))
+        tensor(0.2500)
+    """
+
+    input_space: ClassVar[Literal["logits", "probabilities"]] = "logits"
+    """What the loss takes. `BinaryClassifier` applies the sigmoid for a loss on probabilities."""
+
+    def __init__(
+        self,
+        *,
+        reduction: Reduction = "mean",
+        ignore_index: float | None = None,
+        class_weight: PerLabel | None = None,
+        validate: Validation = "first_batch",
+    ) -> None:
+        super().__init__()
+        _check_choice("reduction", reduction, get_args(Reduction))
+        _check_choice("validate", validate, get_args(Validation))
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float))):
+            raise TypeError(f"`ignore_index` is {ignore_index!r}; a number or None was expected.")
+        if ignore_index is not None and 0 <= ignore_index <= 1:
+            raise ValueError(f"`ignore_index` is {ignore_index}, which is also a label. Use -1 or float('nan').")
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+        self.validate: Validation = validate
+        self._checked = False
+        self._constant("class_weight", class_weight)
+        if self.class_weight is not None and self.class_weight.ndim != 1:
+            raise ValueError(
+                f"`class_weight` has shape {tuple(self.class_weight.shape)}; one number for each label was expected."
+            )
+
+    class_weight: Tensor | None
+
+    @abstractmethod
+    def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each element in nats, in the shape of ``logits``.
+
+        Both arguments have one shape and one dtype (float32 or float64). Ignored elements hold harmless values.
+        """
+
+    def sums(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> LossSums:
+        """Return loss and weight of the batch by label and side, the loss differentiable.
+
+        ``sums(...).mean()`` is the loss under every averaging reduction; "sum" and "none" count as "mean" does.
+
+        Args:
+            logits: Model output, (N,), (N, 1), (N, C) or (N, C, ...).
+            target: Labels in [0, 1] of any real dtype, the shape of ``logits``.
+            weight: Factors of at least 0: (N,) one for each sample, or the shape of ``logits`` with ones where it
+                repeats.
+            mask: True where the label is known, in a shape that ``weight`` may have.
+
+        Raises:
+            ValueError: If shapes differ, or values are checked and wrong.
+        """
+        losses, counts, known = self._weighted(logits, target, weight, mask)
+        shape = (1, 1, 1) if logits.ndim == 0 else (logits.shape[0], 1, 1) if logits.ndim == 1 else None
+        losses, known = (
+            t.reshape(shape) if shape else t.flatten(2) if t.ndim > 2 else t.unsqueeze(-1) for t in (losses, known)
+        )
+        positive = known > 0.5
+        zero = losses.new_zeros(())
+        loss = [torch.where(positive, zero, losses).sum((0, 2)), torch.where(positive, losses, zero).sum((0, 2))]
+        if counts is None:
+            positives = positive.sum((0, 2))
+            weights = [losses.shape[0] * losses.shape[2] - positives, positives]
+        else:
+            counts = counts.expand(logits.shape).reshape(losses.shape)
+            weights = [torch.where(positive, zero, counts).sum((0, 2)), torch.where(positive, counts, zero).sum((0, 2))]
+        return LossSums(torch.stack(loss, -1), torch.stack(weights, -1).to(losses.dtype))
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the reduced loss in nats, in float32 or better. The arguments are those of :meth:`sums`."""
+        losses, counts, _ = self._weighted(logits, target, weight, mask)
+        if self.reduction == "none":
+            return losses
+        if self.reduction == "sum":
+            return losses.sum()
+        if counts is None:
+            return losses.sum() / max(losses.numel(), 1)
+        return safe_ratio(losses.sum(), counts.expand(losses.shape).sum())
+
+    def valid(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Return where labels are known by ``mask`` and ``ignore_index``, broadcastable; None means everywhere."""
+        valid = None
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise TypeError(
+                    f"`mask` has dtype {mask.dtype}; torch.bool was expected, True where the label is known."
+                )
+            valid = fit_weight("mask", mask, logits)
+        if self.ignore_index is not None:
+            known = ~torch.isnan(target) if self.ignore_index != self.ignore_index else target != self.ignore_index
+            valid = known if valid is None else valid & known
+        return valid
+
+    def recheck(self) -> None:
+        """Have the next batch count as the first one again, so that its values are checked."""
+        self._checked = False
+
+    def extra_repr(self) -> str:
+        """Return the arguments that were given."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._arguments()[0].items())
+
+    def _constant(self, name: str, value: Factor | None) -> None:
+        """Keep a factor as a buffer that moves with the module, stays out of checkpoints and keeps its precision."""
+        check_factor(name, value)
+        tensor = None if value is None else torch.as_tensor(value, dtype=torch.float64).detach().clone()
+        self.register_buffer(name, tensor, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Constants keep float64 when the module is cast, because bfloat16 makes a pos_weight of 99.7 a 99.5.
+        constants = {name: self._buffers[name] for name in self._non_persistent_buffers_set}
+        if fn(torch.zeros(1)).device.type == "mps":  # which has no float64
+            constants = {name: None if value is None else value.float() for name, value in constants.items()}
+            self._buffers.update(constants)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in constants.items():
+            moved = self._buffers[name]
+            if value is not None and moved is not None and moved.dtype != value.dtype:
+                self._buffers[name] = value.to(moved.device)
+        return self
+
+    def _weighted(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return weighted losses, what each element counts (None where each counts 1), and the target used."""
+        check_shapes(logits, target)
+        valid = self.valid(logits, target, mask)
+        own = self._buffers.get("weight")
+        if own is not None:
+            check_constant("weight", own, logits)
+        if weight is not None:
+            fitted = fit_weight("weight", weight, logits)
+            own = fitted if own is None else own * fitted
+        self._check_values(logits, target, weight, valid)
+
+        scores = full_precision(logits)
+        known = target.to(scores.dtype)
+        if valid is not None:  # before the formula and after it: 0 * nan would be nan
+            scores = torch.where(valid, scores, 0.0 if self.input_space == "logits" else 0.5)
+            known = torch.where(valid, known, 0.0)
+        losses = self.elementwise(scores, known)
+        self._check_contract(losses, scores)
+        own = None if own is None else own.to(losses.dtype)
+        if own is not None and valid is not None:
+            own = torch.where(valid, own, 0.0)
+        if self.class_weight is not None:
+            losses = losses * self._per_label(self.class_weight, logits).to(losses.dtype)
+        if own is not None:
+            losses = losses * own
+        if valid is not None:
+            losses = torch.where(valid, losses, 0.0)
+
+        counts: Tensor | None = None
+        if self.reduction == "weighted_mean":
+            counts = own if own is not None else counts
+        if self.reduction == "batchmean" and logits.ndim > 1:
+            rows = (
+                valid.expand(logits.shape) if valid is not None else torch.ones_like(logits, dtype=torch.bool)
+            ).flatten(1)
+            part = 1.0 / rows.sum(1).clamp(min=1).to(losses.dtype)
+            counts = (rows * part[:, None]).reshape(logits.shape)
+        elif valid is not None and counts is None:
+            counts = valid.to(losses.dtype)
+        return losses, counts, known
+
+    def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
+        if self.validate == "off" or (self.validate == "first_batch" and self._checked):
+            return
+        if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+            return  # a look at the values would break the graph
+        check_target_values(target, valid)
+        if self.input_space == "probabilities":
+            check_probabilities(logits, valid)
+        if weight is not None:
+            fitted = fit_weight("weight", weight, logits).expand(logits.shape)
+            check_factor("weight", fitted if valid is None else fitted[valid.expand(logits.shape)])
+        self._checked = True
+
+    def _check_contract(self, losses: Any, scores: Tensor) -> None:
+        if isinstance(losses, Tensor) and losses.shape == scores.shape and losses.is_floating_point():
+            return
+        what = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise TypeError(
+            f"{type(self).__name__}.elementwise returned {what}; one floating-point loss for each element, shape "
+            f"{tuple(scores.shape)}, was expected. Leave weights, masks and the mean to BinaryLoss."
+        )
+
+    def _per_label(self, values: Tensor, logits: Tensor) -> Tensor:
+        labels = 1 if logits.ndim < 2 else logits.shape[1]
+        if len(values) != labels:
+            raise ValueError(f"`class_weight` has {len(values)} numbers and the output {labels} label(s).")
+        return values.reshape(()) if logits.ndim < 2 else values.reshape(-1, *[1] * (logits.ndim - 2))
+
+
+def fit_weight(name: str, weight: Tensor, logits: Tensor) -> Tensor:
+    """Return ``weight`` in a shape that broadcasts to that of ``logits`` with one meaning only.
+
+    (N,) is one value for each sample whatever the other dimensions are; the same number of dimensions may hold ones.
+
+    Raises:
+        ValueError: If the shape is any other: nothing is enlarged, no label is taken for a sample.
+        TypeError: If it is no tensor.
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"`{name}` is {type(weight).__name__}; a tensor was expected.")
+    if weight.ndim == logits.ndim and all(w in (1, n) for w, n in zip(weight.shape, logits.shape, strict=True)):
+        return weight
+    if weight.ndim == 1 and logits.ndim > 1 and weight.shape[0] == logits.shape[0]:
+        return weight.reshape(-1, *[1] * (logits.ndim - 1))
+    advice = "Nothing is enlarged."
+    if weight.ndim == 1 and logits.ndim > 1 and weight.shape[0] == logits.shape[1]:
+        advice = f"For one value per label use `class_weight`, or pass `{name}[None]` if it repeats for every sample."
+    raise ValueError(
+        f"`{name}` has shape {tuple(weight.shape)} and the output {tuple(logits.shape)}; expected (N,) for one value "
+        f"per sample, or the output's shape with ones where it repeats. {advice}"
+    )
+
+
+def check_constant(name: str, value: Tensor, logits: Tensor) -> None:
+    """Refuse a constructor's factor that does not broadcast from the right, as in torch, or would enlarge the output.
+
+    Raises:
+        ValueError: With both shapes.
+    """
+    shape = logits.shape
+    fits = value.ndim <= len(shape) and all(v in (1, n) for v, n in zip(value.shape[::-1], shape[::-1], strict=False))
+    if not fits:
+        raise ValueError(
+            f"`{name}` has shape {tuple(value.shape)}, which does not broadcast to the output's {tuple(shape)} without "
+            "enlarging it. For one value per label of (N, C, ...) outputs use shape (C, 1, ...)."
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(choices)}.")

@@ -1,0 +1,94 @@
+"""Binary cross-entropy on logits: the proper score that every other loss is measured against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_bce.losses.base import BinaryLoss, check_constant
+from lightning_bce.losses.checks import Factor, check_shapes
+from lightning_bce.losses.stable import by_target, full_precision, softplus
+
+
+def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
+    r"""Return the binary cross-entropy of each element.
+
+    .. math:: \mathrm{BCE} = -w_+ y \log \sigma(x) - (1 - y) \log(1 - \sigma(x))
+
+    Exact on both sides. torch's float32 kernel subtracts on the negative side, so that it returns 0 at logit -20 and
+    target 0, where the value is 2.06e-9.
+
+    Args:
+        logits: Scores before the sigmoid, any shape, floating point.
+        target: Labels in [0, 1], the shape of ``logits``.
+        pos_weight: Factor of the positive term, at least 0, broadcast to ``logits`` from the last dimension.
+
+    Returns:
+        Losses in nats, the shape of ``logits``, in float32 or better.
+
+    Raises:
+        ValueError: If the shapes differ, or ``pos_weight`` would enlarge the result.
+
+    Example:
+        >>> import torch
+        >>> bce_with_logits(torch.tensor([0.0, -20.0]), torch.tensor([1.0, 0.0]))
+        tensor([6.9315e-01, 2.0612e-09])
+
+    References:
+        Good, Rational Decisions, Journal of the Royal Statistical Society B, 1952.
+    """
+    check_shapes(logits, target)
+    scores = full_precision(logits)
+    positive = softplus(-scores)
+    if pos_weight is not None:
+        check_constant("pos_weight", pos_weight, logits)
+        positive = pos_weight.to(scores.dtype) * positive
+    return by_target(target.to(scores.dtype), positive, softplus(scores))
+
+
+class BCEWithLogitsLoss(BinaryLoss):
+    r"""Binary cross-entropy, a drop-in for :class:`torch.nn.BCEWithLogitsLoss`. See :func:`bce_with_logits`.
+
+    Departs from torch in three places: it is exact for sure and right negatives, takes targets of any real dtype, and
+    the mean of an empty batch is 0 and not NaN. Its factors are not in the ``state_dict``.
+
+    Args:
+        weight: Factor of each element, broadcast to the output from the last dimension. As in torch it scales the loss
+            and leaves the denominator of "mean" alone; "weighted_mean" divides by its sum.
+        pos_weight: Factor of the positive term, at least 0, one number or one for each label of (N, C).
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+
+    Raises:
+        ValueError: If a factor is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> BCEWithLogitsLoss(pos_weight=3.0)(torch.tensor([0.0, 0.0]), torch.tensor([0, 1]))
+        tensor(1.3863)
+    """
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Factor | None = None,
+        *,
+        pos_weight: Factor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._constant("weight", weight)
+        self._constant("pos_weight", pos_weight)
+
+    def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return :func:`bce_with_logits`."""
+        return bce_with_logits(logits, target, pos_weight=self.pos_weight)
+
+    @property
+    def is_log_loss(self) -> bool:
+        """Whether this is the plain, unweighted cross-entropy, which is the log-loss in nats."""
+        return (
+            self.weight is None and self.pos_weight is None and self.class_weight is None and self.reduction == "mean"
+        )

@@ -1,0 +1,128 @@
+"""Focal loss: the paper's formula, written naively and to 50 digits, and its limits."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_bce import FocalLoss, bce_with_logits, focal_loss
+
+GAMMAS = [0.5, 1.0, 1.5, 2.0, 5.0]
+
+
+def labels(kind, *shape):
+    return torch.rand(shape).double() if kind == "soft" else torch.randint(0, 2, shape).double()
+
+
+def naive(logits, target, gamma, alpha):
+    """The paper's and torchvision's definition: alpha_t (1 - p_t)^gamma times cross-entropy."""
+    p = torch.sigmoid(logits)
+    cross_entropy = -target * p.log() - (1 - target) * (1 - p).log()
+    p_t = p * target + (1 - p) * (1 - target)
+    alpha_t = 1.0 if alpha is None else alpha * target + (1 - alpha) * (1 - target)
+    return alpha_t * (1 - p_t) ** gamma * cross_entropy
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.25, 0.9, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, *GAMMAS])
+def test_it_is_the_formula_of_the_paper(gamma, alpha, kind):
+    logits, target = (2 * torch.randn(257).double()).requires_grad_(), labels(kind, 257)
+    ours, theirs = focal_loss(logits, target, gamma=gamma, alpha=alpha), naive(logits, target, gamma, alpha)
+    assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    assert_close(*(torch.autograd.grad(loss, logits, upstream) for loss in (ours, theirs)))
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_without_focus_is_bce(kind):
+    logits, target = 9 * torch.randn(257), labels(kind, 257).float()
+    assert_close(focal_loss(logits, target, gamma=0.0), bce_with_logits(logits, target), rtol=0, atol=0)
+    halved = focal_loss(logits, target, gamma=0.0, alpha=0.5)
+    assert_close(halved, bce_with_logits(logits, target) / 2)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0, 0.3])
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_value_and_gradient_are_right_to_the_last_digits(exact, dtype, gamma, label):
+    # The factor is exp(gamma * log q). Its exponent is rounded twice in its last digit, and what is off there is off
+    # relatively in the result. As long as that is a normal number the exponent is at most -log(tiny), 87 or 708:
+    # 1.0e-5 in float32, of which gamma = 5 needs 6.2e-6 and gamma = 2 1.1e-6.
+    tolerance = torch.finfo(dtype).eps * -math.log(torch.finfo(dtype).tiny)
+    reach = 87.0 if dtype == torch.float32 else 700.0
+    logits = torch.cat([torch.linspace(-reach, reach, 257), torch.linspace(-9, 9, 257)]).to(dtype).requires_grad_()
+    target = torch.full_like(logits, label)
+    losses = focal_loss(logits, target, gamma=gamma)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    values, slopes, terms = zip(*(exact.focal(z, target[0].item(), gamma) for z in logits.tolist()), strict=True)
+    assert exact.worst(losses, values) < tolerance
+    assert exact.worst(gradient, slopes, terms) < tolerance
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0, 0.3])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.99])
+def test_below_one_the_focus_has_finite_derivatives(gamma, label):
+    logits = torch.tensor([-1e4, -100.0, -20.0, -1e-3, 0.0, 20.0, 100.0, 1e4]).requires_grad_()
+    losses = focal_loss(logits, torch.full_like(logits, label), gamma=gamma)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits, create_graph=True)
+    (curvature,) = torch.autograd.grad(gradient.sum(), logits)
+    for values in (losses, gradient, curvature):
+        assert values.isfinite().all(), values
+
+
+def test_as_a_power_the_same_test_fails():  # the trap that the log form avoids is still there
+    logits = torch.tensor([20.0, 1e4]).requires_grad_()
+    p = logits.sigmoid()
+    (gradient,) = torch.autograd.grad(((1 - p) ** 0.5 * bce_with_logits(logits, torch.ones(2))).sum(), logits)
+    assert gradient.isnan().any()
+
+
+@pytest.mark.parametrize(("alpha", "silent"), [(0.0, 1), (1.0, 0)])
+def test_alpha_zero_and_one_silence_one_side_exactly(alpha, silent):
+    logits, target = (9 * torch.randn(33)).requires_grad_(), torch.randint(0, 2, (33,))
+    losses = focal_loss(logits, target, alpha=alpha)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    for values in (losses.detach(), gradient):
+        assert (values[target == silent] == 0).all() and (values[target != silent] != 0).all()
+    assert_close(losses[target != silent], focal_loss(logits, target)[target != silent], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_changing_sides_changes_nothing(gamma, kind):
+    logits, target = 5 * torch.randn(257).double(), labels(kind, 257)
+    mirrored = focal_loss(-logits, 1 - target, gamma=gamma, alpha=0.75)
+    assert_close(focal_loss(logits, target, gamma=gamma, alpha=0.25), mirrored)
+
+
+def test_more_focus_never_costs_more():
+    logits, target = 5 * torch.randn(257), torch.randint(0, 2, (257,))
+    losses = torch.stack([focal_loss(logits, target, gamma=gamma) for gamma in [0.0, *GAMMAS]])
+    assert (losses.diff(dim=0) <= 0).all()
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 5.0])
+def test_an_easy_example_is_silenced_by_the_power_of_its_miss(gamma):
+    logits = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    ratio = focal_loss(logits, torch.ones(3), gamma=gamma) / bce_with_logits(logits, torch.ones(3))
+    assert_close(ratio, torch.sigmoid(-logits) ** gamma)
+
+
+def test_a_wrong_hyper_parameter_is_refused_by_the_function_too():
+    logits, target = torch.zeros(1), torch.zeros(1)
+    for wrong in ({"gamma": -1.0}, {"gamma": math.nan}, {"alpha": 1.1}, {"alpha": -0.1}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+            focal_loss(logits, target, **wrong)
+
+
+def test_ten_steps_separate_the_sides():
+    target = torch.tensor([0, 1, 0, 1, 1, 0, 1])
+    logits = torch.zeros(7, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(10):
+        optimizer.zero_grad()
+        FocalLoss(alpha=0.25)(logits, target).backward()
+        optimizer.step()
+    assert logits[target == 1].min() > 0 > logits[target == 0].max()
