@@ -1,0 +1,176 @@
+"""LossTracker: the exact loss of a whole epoch, by label and side, over uneven batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_bce.losses import BinaryLoss, LossSums
+
+_STATES = ("loss_sum", "weight_sum", "fingerprint")
+
+
+class LossTracker(Metric):
+    r"""Exact mean of a loss with its parts by label and side, as a :class:`torchmetrics.Metric`.
+
+    The states are sums of losses and weights, (C, 2), so that uneven batches, ranks and merged trackers give the mean
+    over all elements, :math:`\sum \ell / \sum w`, and not a mean of means. They are kept in float64, also when the
+    module that holds the tracker is cast to half precision (in float32 on devices without float64).
+
+    As input to ``forward`` and ``update``:
+
+    - ``sums`` (:class:`LossSums`): what :meth:`BinaryLoss.sums` returned, or
+    - ``logits``, ``target`` and optionally ``weight`` and ``mask``, as :meth:`BinaryLoss.sums` takes them.
+
+    As output of ``compute``, a dictionary in nats; NaN stands for what was never seen:
+
+    - ``loss``: the mean, a scalar,
+    - ``class_loss``: the mean of each label, (C,),
+    - ``negative_loss``, ``positive_loss``: the mean over each label's negatives and positives, (C,),
+    - ``share``, ``negative_share``, ``positive_share``: parts of the total loss; ``share`` adds up to 1,
+    - ``negative_weight``, ``positive_weight``: what they counted: the number of elements under "mean".
+
+    Args:
+        loss: Computes the sums from logits and targets, and tells trackers of different losses apart. None takes
+            :class:`LossSums` only.
+        num_labels: Rows of the sums: the number of labels C.
+        **kwargs: Options of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If sums of another shape arrive, or a tracker of another loss is merged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_bce import BCEWithLogitsLoss
+        >>> tracker = LossTracker(BCEWithLogitsLoss())
+        >>> tracker.update(torch.tensor([0.0, 0.0, 4.0]), torch.tensor([0, 0, 1]))
+        >>> tracker.update(torch.tensor([-1.0]), torch.tensor([1]))
+        >>> round(tracker.compute()["loss"].item(), 4)
+        0.6794
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_legend_name = "Label"
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    fingerprint: Tensor
+
+    def __init__(self, loss: BinaryLoss | None = None, num_labels: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if loss is not None and not isinstance(loss, BinaryLoss):
+            raise TypeError(
+                f"`loss` is {type(loss).__name__}; a BinaryLoss was expected. Derive yours from "
+                "`lightning_bce.BinaryLoss`, which needs one method, or pass LossSums of your own to a tracker without "
+                "a loss."
+            )
+        if num_labels < 1:
+            raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
+        self.loss = loss
+        self.num_labels = num_labels
+        for name in ("loss_sum", "weight_sum"):
+            self.add_state(name, torch.zeros(num_labels, 2, dtype=torch.float64), dist_reduce_fx="sum")
+        # A MetricCollection shares the states of metrics whose states are equal after the first batch, which those of
+        # two losses can be (a batch without positives under two values of pos_weight). The fingerprint differs; as
+        # bytes, because states are compared with `allclose`, to which two large numbers are close.
+        fingerprint = 0 if loss is None else loss.fingerprint
+        self.add_state("fingerprint", torch.tensor(list(fingerprint.to_bytes(4, "big"))), dist_reduce_fx="max")
+
+    def update(
+        self,
+        sums: LossSums | Tensor,
+        target: Tensor | None = None,
+        weight: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Add a batch: its :class:`LossSums`, or logits and targets."""
+        if isinstance(sums, LossSums):
+            if target is not None or weight is not None or mask is not None:
+                raise ValueError("LossSums hold targets, weights and mask already; pass them alone.")
+        elif self.loss is None:
+            raise ValueError("This tracker has no loss. Pass LossSums, or build it with `LossTracker(loss)`.")
+        elif target is None:
+            raise ValueError("Logits came without targets. Pass both, or the LossSums of a batch.")
+        else:
+            sums = self.loss.sums(sums, target, weight, mask=mask)
+        expected = (self.num_labels, 2)
+        if tuple(sums.loss.shape) != expected or tuple(sums.weight.shape) != expected:
+            raise ValueError(
+                f"The sums have shape {tuple(sums.loss.shape)} and this tracker {expected}. Set `num_labels` to the "
+                "number of outputs."
+            )
+        # Out of place: a state that was reset in inference mode cannot be changed in place outside of it.
+        self.loss_sum = self.loss_sum + sums.loss.detach().to(self.loss_sum)
+        self.weight_sum = self.weight_sum + sums.weight.detach().to(self.weight_sum)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the mean loss and its parts; see the class for the names."""
+        loss, weight = self.loss_sum, self.weight_sum
+        side = loss / weight  # 0 / 0 is NaN: what was never seen has no mean
+        share = loss / loss.sum()
+        return {
+            "loss": loss.sum() / weight.sum(),
+            "class_loss": loss.sum(1) / weight.sum(1),
+            "negative_loss": side[:, 0],
+            "positive_loss": side[:, 1],
+            "share": share.sum(1),
+            "negative_share": share[:, 0],
+            "positive_share": share[:, 1],
+            "negative_weight": weight[:, 0],
+            "positive_weight": weight[:, 1],
+        }
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the state of another tracker of the same loss.
+
+        Raises:
+            ValueError: If the other one tracked another loss or another number of labels.
+        """
+        if isinstance(incoming_state, (dict, LossTracker)):
+            state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
+            shape, other = tuple(state["loss_sum"].shape), state["fingerprint"].tolist()
+            if shape != tuple(self.loss_sum.shape) or other != self.fingerprint.tolist():
+                raise ValueError(
+                    f"A tracker of {shape[0]} label(s) with loss fingerprint {other} cannot be added to one of "
+                    f"{self.num_labels} with {self.fingerprint.tolist()}: their losses are not the same quantity."
+                )
+        super().merge_state(incoming_state)
+        # torchmetrics 1.9 goes on to return the value from before, and warns that nothing was seen.
+        self._computed = None
+        self._update_count += 1 if isinstance(incoming_state, dict) else incoming_state._update_count
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the mean loss of each label.
+
+        Args:
+            val: A result of ``forward`` or ``compute``, or a list of them. None computes one.
+            ax: A matplotlib axis to draw on. None makes a new figure.
+
+        Returns:
+            Figure and axis.
+        """
+        val = self.compute() if val is None else val
+        if isinstance(val, dict):
+            return self._plot(val["class_loss"], ax)
+        return self._plot([item["class_loss"] for item in val] if isinstance(val, Sequence) else val, ax)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Any:
+        # `module.to(torch.bfloat16)` would take the sums along, and in bfloat16 a count stops at 256.
+        this: Any = super()._apply(fn, (*exclude_state, *_STATES))
+        device = fn(torch.zeros(1, device=self.loss_sum.device)).device
+        for name in _STATES:
+            if name not in exclude_state:
+                state: Tensor = getattr(this, name)
+                dtype = torch.float32 if device.type == "mps" and state.is_floating_point() else state.dtype
+                this._defaults[name] = this._defaults[name].to(device, dtype)
+                setattr(this, name, state.to(device, dtype))
+        this._computed = None  # a value that was kept would have been cast
+        return this
