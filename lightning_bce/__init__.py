@@ -14,4 +14,6 @@ from lightning_bce.losses import bce_with_logits as bce_with_logits
 from lightning_bce.losses import focal_loss as focal_loss
 from lightning_bce.losses import weighted_bce as weighted_bce
 from lightning_bce.metrics import LossTracker as LossTracker
+from lightning_bce.models import SmallConvNet as SmallConvNet
+from lightning_bce.models import TabularMLP as TabularMLP
 from lightning_bce.spec import Recorded as Recorded

@@ -1,0 +1,153 @@
+"""What every data module here promises: dict batches, repeatable loaders, checked arguments."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_bce.data.tensors import Batch, EpochShuffle, TensorRows, as_it_is
+
+Part = Literal["train", "val", "test", "predict"]
+Loader = DataLoader[Batch]
+
+
+class BinaryDataModule(pl.LightningDataModule, ABC):
+    """Base of the data modules for binary and multi-label targets.
+
+    A batch is a dict: ``inputs`` float32 (N, ...), ``target`` float32 (N, C) with NaN for unknown labels, where there
+    are weights ``weight`` float32 (N,), and ``id``, an int64 tensor of row numbers or a list of strings. Predict
+    batches have no ``target``.
+
+    A subclass writes :meth:`rows` and the three properties, and calls ``self.save_hyperparameters()`` in its own
+    ``__init__``. The properties must be true before ``setup``, because a command line sizes the model by them.
+
+    The training rows are shuffled by seed and epoch; the global random state is neither used nor changed. The last
+    batch is kept even if it has a single row, at which batch normalisation in training raises: choose another
+    ``batch_size`` there.
+
+    Args:
+        batch_size: Rows in a batch, at least 1.
+        num_workers: Processes that load batches. 0 loads in the main process, which is fast enough for tables in
+            memory.
+        seed: Decides the split and the order of the training rows; at least 0.
+        val_fraction: Share of the rows to validate on, in [0, 1). With 0 there is no validation loader;
+            Lightning then warns of zero length, unless the trainer has ``limit_val_batches=0``.
+        test_fraction: Share of the rows to test on, in [0, 1). With 0 there is no test loader.
+
+    Raises:
+        ValueError: If an argument is out of its range, or nothing is left to train on.
+        TypeError: If an argument is not of its type.
+
+    Example:
+        >>> class Coins(BinaryDataModule):
+        ...     num_features, num_labels, class_names = 1, 1, ["heads"]
+        ...     def rows(self, part):
+        ...         return TensorRows({"inputs": torch.ones(4, 1), "target": torch.ones(4, 1)})
+        >>> [len(batch["inputs"]) for batch in Coins(batch_size=3).train_dataloader()]
+        [3, 1]
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.batch_size = _whole("batch_size", batch_size, least=1)
+        self.num_workers = _whole("num_workers", num_workers, least=0)
+        self.seed = _whole("seed", seed, least=0)
+        self.fractions = _fractions(val_fraction, test_fraction)
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int | None:
+        """Numbers in one row of ``inputs``; None where that is no fixed number."""
+
+    @property
+    @abstractmethod
+    def num_labels(self) -> int:
+        """Columns of ``target``."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """A name for each column of ``target``."""
+
+    @abstractmethod
+    def rows(self, part: Part) -> TensorRows | None:
+        """Return the rows of a part as a dataset.
+
+        Args:
+            part: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
+
+        Returns:
+            The dataset, or None if this part is empty on purpose.
+        """
+
+    def train_dataloader(self) -> Loader:
+        """Return the loader of the training rows, shuffled anew in each epoch."""
+        rows = self.rows("train")
+        if rows is None or not len(rows):
+            raise ValueError(
+                "There is no row to train on. Bring more rows, or lower `val_fraction` and `test_fraction`."
+            )
+        return self._loader(rows, shuffle=True)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Return the loader of the validation rows, or no loader if ``val_fraction`` is 0."""
+        return self._in_order("val")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Return the loader of the test rows, or no loader if ``test_fraction`` is 0."""
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> Loader | list[Loader]:
+        """Return the loader of the rows to predict, in their order."""
+        return self._in_order("predict")
+
+    def _in_order(self, part: Part) -> Loader | list[Loader]:
+        rows = self.rows(part)
+        return [] if rows is None else self._loader(rows, shuffle=False)
+
+    def _loader(self, rows: TensorRows, *, shuffle: bool) -> Loader:
+        return DataLoader(
+            rows,
+            batch_size=self.batch_size,
+            sampler=EpochShuffle(rows, self.seed) if shuffle else None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=as_it_is,
+            # Without a generator of its own, each pass over a loader draws a number from the global random state.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+def _whole(name: str, value: int, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}: it must be a whole number, such as {least}.")
+    if value < least:
+        raise ValueError(f"`{name}` is {value}: it must be at least {least}.")
+    return value
+
+
+def _fractions(val: float, test: float) -> dict[str, float]:
+    for name, value in {"val_fraction": val, "test_fraction": test}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}: it must be a number in [0, 1).")
+        if not (math.isfinite(value) and 0 <= value < 1):
+            raise ValueError(f"`{name}` is {value}: it must lie in [0, 1). For 15 per cent of the rows give 0.15.")
+    if val + test >= 1:
+        raise ValueError(
+            f"`val_fraction` {val} and `test_fraction` {test} leave nothing to train on: their sum must be below 1."
+        )
+    return {"train": 1.0 - val - test, "val": float(val), "test": float(test)}
