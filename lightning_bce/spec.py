@@ -244,9 +244,11 @@ def _arguments_from_attributes(module: nn.Module) -> dict[str, Any]:
 
 def _check_rebuilds(module: nn.Module, spec: Spec) -> None:
     cls = type(module)
+    # No checkpoint holds a non-persistent buffer, so its values have to be the same; on the meta device there are none.
+    device = "cpu" if any(part._non_persistent_buffers_set for part in module.modules()) else "meta"
     try:
         # A constructor may draw random numbers; describing a module must not change the run.
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             twin = build(spec, nn.Module)
     except Exception as error:
         raise SpecError(_advice(cls, f"building it again failed: {error}")) from error
@@ -257,10 +259,22 @@ def _check_rebuilds(module: nn.Module, spec: Spec) -> None:
 
 
 def _plain_attributes(module: nn.Module) -> list[dict[str, Any]]:
-    simple = (bool, int, float, str, tuple, type(None))
-    return [
-        {k: v for k, v in vars(part).items() if isinstance(v, simple) and k != "training"} for part in module.modules()
-    ]
+    simple = (bool, int, float, str, type(None))
+    found = []
+    for part in module.modules():
+        own: dict[str, Any] = {k: v for k, v in vars(part).items() if isinstance(v, simple) and k != "training"}
+        own |= {k: repr(v) for k, v in vars(part).items() if isinstance(v, (dict, set)) and not k.startswith("_")}
+        # A spec has lists only, so that a module built from one may keep a list where a tuple was: `hidden=(128, 64)`.
+        own |= {k: repr(_lists(v)) for k, v in vars(part).items() if isinstance(v, (list, tuple))}
+        for name in part._non_persistent_buffers_set:
+            buffer = part._buffers[name]
+            own[name] = None if buffer is None else bytes(buffer.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        found.append(own)
+    return found
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _advice(cls: type, reason: str) -> str:

@@ -20,8 +20,14 @@ import torch
 RANKS = 2
 SECONDS = 120
 
-# pytest writes the name of the running test; inductor writes where it keeps its cache.
-WRITTEN_BY_TOOLS = {"PYTEST_CURRENT_TEST", "PYTEST_VERSION", "TORCHINDUCTOR_CACHE_DIR"}
+# pytest writes the name of the running test, inductor where it keeps its cache, Lightning the seed it was given.
+WRITTEN_BY_TOOLS = {
+    "PYTEST_CURRENT_TEST",
+    "PYTEST_VERSION",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+}
 
 
 # -- the guard against leaks ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
@@ -153,7 +154,9 @@ class BinaryLoss(Recorded, nn.Module, ABC):
                 )
             valid = fit_weight("mask", mask, logits)
         if self.ignore_index is not None:
-            known = ~torch.isnan(target) if self.ignore_index != self.ignore_index else target != self.ignore_index
+            # In uint8, torch would compare with -1 as with 255.
+            impossible = target.dtype in (torch.uint8, torch.bool) and not 0 <= self.ignore_index <= 255
+            known = ~torch.isnan(target) if math.isnan(self.ignore_index) or impossible else target != self.ignore_index
             valid = known if valid is None else valid & known
         return valid
 
@@ -239,7 +242,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         if weight is not None:
             fitted = fit_weight("weight", weight, logits).expand(logits.shape)
             check_factor("weight", fitted if valid is None else fitted[valid.expand(logits.shape)])
-        self._checked = True
+        self._checked = target.numel() > 0
 
     def _check_contract(self, losses: Any, scores: Tensor) -> None:
         if isinstance(losses, Tensor) and losses.shape == scores.shape and losses.is_floating_point():

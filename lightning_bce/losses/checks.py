@@ -64,7 +64,9 @@ def check_target_values(target: Tensor, valid: Tensor | None) -> None:
         return
     found, counts = torch.unique(values[wrong], return_counts=True)
     nan = int(torch.isnan(values).sum())
-    listing = [f"{v:g} ({c} times)" for v, c in zip(found.tolist(), counts.tolist(), strict=True) if not math.isnan(v)]
+    listing = [
+        f"{_digits(v)} ({c} times)" for v, c in zip(found.tolist(), counts.tolist(), strict=True) if not math.isnan(v)
+    ]
     if nan:
         listing.insert(0, f"nan ({nan} times)")
     shown = ", ".join(listing[:8]) + (f" and {len(listing) - 8} more values" if len(listing) > 8 else "")
@@ -83,6 +85,11 @@ def check_target_values(target: Tensor, valid: Tensor | None) -> None:
     else:
         advice = "Pass 0 and 1 (or probabilities), or mark unknown labels and say so with `ignore_index`."
     raise ValueError(f"`target` has values outside [0, 1]: {shown}. {advice}")
+
+
+def _digits(value: float) -> str:
+    # 1.0000001 must not be shown as the 1 that is allowed.
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def check_probabilities(probabilities: Tensor, valid: Tensor | None) -> None:

@@ -38,7 +38,8 @@ def softplus(z: Tensor) -> Tensor:
 def by_target(target: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """Return ``target * positive + (1 - target) * negative`` without 0 * inf.
 
-    At an infinite logit on the right side of a hard label the loss is 0, and a NaN stays where it is.
+    At an infinite logit on the right side of a hard label the loss is 0, and a NaN stays where it is. The gradient is
+    for the two losses; for the target itself it is right only strictly between 0 and 1.
     """
     zero = positive.new_zeros(())
     return torch.where(target == 0, zero, target * positive) + torch.where(target == 1, zero, (1 - target) * negative)

@@ -26,7 +26,8 @@ class LossTracker(Metric):
     - ``sums`` (:class:`LossSums`): what :meth:`BinaryLoss.sums` returned, or
     - ``logits``, ``target`` and optionally ``weight`` and ``mask``, as :meth:`BinaryLoss.sums` takes them.
 
-    As output of ``compute``, a dictionary in nats; NaN stands for what was never seen:
+    As output of ``compute``, a dictionary in nats, where (C,) is a scalar for one label, and NaN what was never
+    seen:
 
     - ``loss``: the mean, a scalar,
     - ``class_loss``: the mean of each label, (C,),

@@ -124,7 +124,7 @@ def test_the_weight_may_be_given_first_as_in_torch():
 
 
 def test_a_factor_given_as_a_tensor_is_the_losss_own():
-    factor = torch.ones(3)
+    factor = torch.ones(3, dtype=torch.float64)  # of the dtype it is kept in: no conversion makes a copy
     loss = BCEWithLogitsLoss(pos_weight=factor, class_weight=factor)
     factor.mul_(9)
     assert_close(loss.pos_weight, torch.ones(3, dtype=torch.float64))

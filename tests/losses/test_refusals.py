@@ -120,13 +120,16 @@ def test_what_is_no_tensor_of_scores_is_refused(case):
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [-1, 2, 255, -100, math.nan, 1.0000001, -1e-3, math.inf])
+@pytest.mark.parametrize("value", [-1, 2, 255, -100, math.nan, 1 + 1e-12, -1e-3, math.inf])
 def test_a_target_outside_its_range_is_refused_with_what_was_found_and_how_often(case, value):
     target = torch.zeros(33, dtype=torch.float64)
     target[::5] = value
     for call in (case.make(), case.make().sums):
-        with pytest.raises(ValueError, match=re.escape(f"{value:g} (7 times)")):
+        with pytest.raises(ValueError, match=r" (\S+) \(7 times\)") as error:
             call(case.outputs(33), target)
+        assert float(re.search(r" (\S+) \(7 times\)", str(error.value))[1]) == pytest.approx(
+            value, rel=0, abs=0, nan_ok=True
+        )
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,13 @@ def test_a_refused_batch_was_not_the_first(case):
     for _ in range(2):
         with pytest.raises(ValueError, match="2"):
             loss(case.outputs(1), torch.tensor([2]))
+
+
+def test_an_empty_batch_was_not_the_first(case):
+    loss = case.make()
+    loss(case.outputs(0), torch.zeros(0))
+    with pytest.raises(ValueError, match="2"):
+        loss(case.outputs(1), torch.tensor([2]))
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
@@ -240,3 +250,12 @@ def test_a_loss_of_the_right_form_needs_no_more():
 def test_arguments_are_shown_as_they_were_given():
     assert repr(BCELoss(reduction="sum")) == "BCELoss(reduction='sum')"
     assert "pos_weight=3.0" in repr(nn.Sequential(BCEWithLogitsLoss(pos_weight=3.0)))
+
+
+def test_a_code_that_the_dtype_cannot_hold_ignores_nothing():  # torch compares uint8 with -1 as with 255
+    target = torch.tensor([0, 1, 255], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"255 \(1 times\)"):
+        BCEWithLogitsLoss(ignore_index=-1)(torch.zeros(3), target)
+    assert BCEWithLogitsLoss(ignore_index=255)(torch.zeros(3), target) == BCEWithLogitsLoss()(
+        torch.zeros(2), target[:2]
+    )
