@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import check_at_least_zero, check_unit
-from lightning_bce.losses.stable import full_precision, log_miss
+from lightning_bce.losses.stable import full_precision, power_of_miss
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
@@ -47,8 +47,7 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: flo
     losses = bce_with_logits(logits, target)
     labels = target.to(losses.dtype)
     if gamma > 0:
-        # (1 - p_t)^gamma through logs: as a power it rounds to 0, and for gamma < 1 its gradient to nan.
-        losses = (gamma * log_miss(full_precision(logits), labels)).exp() * losses
+        losses = power_of_miss(full_precision(logits), labels, gamma) * losses
     if alpha is not None:
         losses = (alpha * labels + (1 - alpha) * (1 - labels)) * losses
     return losses
