@@ -1,6 +1,8 @@
 """The loss of a binary or multi-label classifier, for PyTorch Lightning."""
 
 from lightning_bce._version import __version__ as __version__
+from lightning_bce.classifier import Batch as Batch
+from lightning_bce.classifier import BinaryClassifier as BinaryClassifier
 from lightning_bce.losses import BCEFocalLoss as BCEFocalLoss
 from lightning_bce.losses import BCELoss as BCELoss
 from lightning_bce.losses import BCEWithLogitsLoss as BCEWithLogitsLoss

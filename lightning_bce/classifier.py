@@ -1,0 +1,452 @@
+"""BinaryClassifier: a LightningModule for any model and any loss of this package."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
+
+from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
+from lightning_bce.losses.stable import full_precision
+from lightning_bce.metrics import LossTracker, evaluation_metrics
+from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
+
+
+class Batch(NamedTuple):
+    """The parts of a batch.
+
+    Args:
+        inputs: What the model takes.
+        target: Labels in [0, 1], (N,), (N, 1), (N, C) or (N, C, ...). None only in prediction.
+        weight: Factors of the loss, (N,) or the shape of the target.
+        mask: True where the label is known.
+        id: The samples' names or numbers, handed through to the predictions.
+    """
+
+    inputs: Any
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    mask: Tensor | None = None
+    id: Any = None
+
+
+class BinaryClassifier(Recorded, pl.LightningModule):
+    """Trains, validates, tests and predicts a binary or multi-label model with a pluggable loss.
+
+    It logs ``train_loss_step``, and once an epoch, exact over all samples and ranks: ``train_loss``, ``val_loss`` and
+    ``test_loss`` (the loss that is trained), ``val_log_loss`` (the plain cross-entropy in nats, comparable between
+    losses) and ``val_<Metric>``. AUROC and AveragePrecision average over the labels that have both classes, other
+    metrics over the labels of which something is known; without any they are NaN.
+
+    The checkpoint holds what is needed to build the module again: ``BinaryClassifier.load_from_checkpoint(path)``.
+
+    To adapt it, override one hook: :meth:`unpack_batch` for batches of another form, :meth:`forward` for a model that
+    is called differently, ``configure_optimizers`` for anything that ``optimizer`` and ``lr_scheduler`` cannot say.
+
+    Args:
+        model: Backbone that returns logits: (N,) or (N, 1) for one label, (N, C) or (N, C, ...) for C.
+        loss: What is minimised. None is BCEWithLogitsLoss. A loss on probabilities receives the sigmoid of the logits.
+            With reduction "sum" the sum is minimised and the mean logged.
+        num_labels: Number of labels C.
+        optimizer: A class of torch.optim, or functools.partial of one. None is AdamW with learning rate 0.001.
+        lr_scheduler: A class of torch.optim.lr_scheduler, or functools.partial of one. None keeps the rate.
+        lr_scheduler_interval: Whether the scheduler moves each "epoch" or each "step".
+        monitor: The logged value that a ReduceLROnPlateau scheduler watches.
+        metrics: Names of torchmetrics' classification metrics without the prefix Binary or Multilabel, or metric
+            objects. None takes Accuracy, AveragePrecision, AUROC, F1Score, MatthewsCorrCoef and, for one label,
+            CalibrationError; an empty list none.
+        threshold: A probability above it is a positive decision; in [0, 1].
+        class_names: One name for each label, for logs and tables. None is label_0, label_1, ...
+
+    Raises:
+        ValueError: If an option is out of range or has no effect.
+        SpecError: If an argument cannot be kept in a checkpoint, with what to write instead.
+
+    Example:
+        >>> import torch
+        >>> from lightning_bce import BinaryClassifier, FocalLoss, TabularMLP
+        >>> classifier = BinaryClassifier(TabularMLP(5), FocalLoss(gamma=2.0))
+        >>> classifier(torch.zeros(7, 5)).shape
+        torch.Size([7, 1])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: BinaryLoss | None = None,
+        num_labels: int = 1,
+        optimizer: Callable[[Iterable[Any]], Optimizer] | None = None,
+        lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        monitor: str = "val_loss",
+        metrics: Sequence[str | Metric] | None = None,
+        threshold: float = 0.5,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_labels < 1:
+            raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` is {threshold}; a probability in [0, 1] was expected.")
+        if lr_scheduler_interval not in ("epoch", "step"):
+            raise ValueError(f"`lr_scheduler_interval` is {lr_scheduler_interval!r}; expected 'epoch' or 'step'.")
+        if lr_scheduler is None and lr_scheduler_interval != "epoch":
+            raise ValueError("`lr_scheduler_interval` has no effect without an `lr_scheduler`.")
+        if lr_scheduler is None and monitor != "val_loss":
+            raise ValueError("`monitor` has no effect without an `lr_scheduler` that watches it.")
+        self.model = _module(model, "model")
+        self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else _loss(loss)
+        self._written = self._plain_arguments()
+        self.save_hyperparameters(self._written)
+        self._optimizer = _factory(optimizer, Optimizer, "optimizer") or partial(torch.optim.AdamW, lr=1e-3)
+        self._lr_scheduler = _factory(lr_scheduler, LRScheduler, "lr_scheduler")
+        self._lr_scheduler_interval = lr_scheduler_interval
+        self._monitor = monitor
+        self.num_labels = num_labels
+        self.threshold = float(threshold)
+        self.class_names = _names(class_names, num_labels)
+        self._metrics = evaluation_metrics(metrics, num_labels, self.threshold)
+        # The plain cross-entropy of the validation set is not the one that is trained: it has no factors at all.
+        self._log_loss = BCEWithLogitsLoss(ignore_index=self.loss.ignore_index, validate="off")
+        self._states = nn.ModuleDict()
+        _warn_of_double_sigmoid(self.model)
+
+    # -- what a project overrides -------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the logits of a batch of inputs."""
+        logits: Tensor = self.model(inputs)
+        return logits
+
+    def unpack_batch(self, batch: Any) -> Batch:
+        """Return the parts of a batch. Override it for batches of another form.
+
+        Accepted are a mapping with "inputs" and, as far as there are, "target", "weight", "mask" and "id"; a tuple
+        (inputs, target) or (inputs, target, weight); and in prediction the inputs alone.
+
+        Raises:
+            TypeError: If the batch has none of these forms.
+        """
+        if isinstance(batch, Batch):
+            return batch
+        if isinstance(batch, Mapping) and "inputs" in batch:
+            return Batch(batch["inputs"], *(batch.get(name) for name in Batch._fields[1:]))
+        if isinstance(batch, Tensor):
+            return Batch(batch)
+        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            return Batch(*batch)
+        came = (
+            f"a mapping with {sorted(map(str, batch))}"
+            if isinstance(batch, Mapping)
+            else f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+        )
+        raise TypeError(
+            f"The batch is {came}; expected (inputs, target), (inputs, target, weight) or a mapping with 'inputs', "
+            "'target' and optionally 'weight', 'mask', 'id'. For another form override `unpack_batch`."
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and, if there is one, the scheduler."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("No parameter of the model requires a gradient: there is nothing to train.")
+        optimizer = self._optimizer(parameters)
+        if self._lr_scheduler is None:
+            return optimizer
+        scheduler: Any = self._lr_scheduler(optimizer)
+        config = {"scheduler": scheduler, "interval": self._lr_scheduler_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # Lightning's own subclass for the command line brings the name with it.
+            config["monitor"] = getattr(scheduler, "monitor", self._monitor)
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Return the loss of a batch, and for callbacks its logits, target and sums."""
+        outputs = self._step(batch, "train", 0)
+        self.log("train_loss_step", outputs["loss"].detach(), on_step=True, on_epoch=False, prog_bar=True)
+        return outputs
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return what :meth:`training_step` returns, and add the batch to the metrics."""
+        return self._step(batch, "val", dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return what :meth:`training_step` returns, and add the batch to the metrics."""
+        return self._step(batch, "test", dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return ``probability`` in float32, ``decision`` and, where the batch has it, ``id``.
+
+        One label gives (N,), C labels (N, C, ...).
+        """
+        inputs, *_, identity = self.unpack_batch(batch)
+        logits = self(inputs)
+        self._check_labels(logits)
+        if self.num_labels == 1 and logits.ndim == 2:
+            logits = logits.squeeze(1)
+        probability = torch.sigmoid(logits.float())
+        outputs = {"probability": probability, "decision": probability > self.threshold}
+        return outputs if identity is None else {**outputs, "id": identity}
+
+    def _step(self, batch: Any, stage: str, dataloader_idx: int) -> dict[str, Any]:
+        inputs, target, weight, mask, _ = self.unpack_batch(batch)
+        if target is None:
+            raise TypeError(
+                f"The batch has no target, which {stage} needs. Pass (inputs, target), or override `unpack_batch`."
+            )
+        logits = self._match(self(inputs), target)
+        scores = logits if self.loss.input_space == "logits" else torch.sigmoid(full_precision(logits))
+        sums = self.loss.sums(scores, target, weight, mask=mask)
+        loss = sums.loss.sum() if self.loss.reduction == "sum" else sums.mean()
+        detached = sums.detach()
+        if self._trainer is None or not self.trainer.sanity_checking:
+            state = self._state(stage, dataloader_idx)
+            state["loss"].update(detached)
+            if stage != "train":
+                self._update_metrics(state, logits.detach(), target, weight, mask, detached)
+        return {"loss": loss, "logits": logits.detach(), "target": target, "sums": detached}
+
+    def _match(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return logits in the target's shape where the two differ by a last dimension of one only."""
+        self._check_labels(logits)
+        if logits.shape != target.shape and logits.numel() == target.numel():
+            shapes = {tuple(logits.shape), tuple(target.shape)}
+            if shapes == {(len(logits),), (len(logits), 1)}:
+                return logits.reshape(target.shape)
+        return logits
+
+    def _check_labels(self, logits: Tensor) -> None:
+        labels = 1 if logits.ndim == 1 else logits.shape[1] if logits.ndim > 1 else 0
+        if labels == self.num_labels:
+            return
+        advice = "Set `num_labels`, or the width of the model's last layer."
+        if labels == 2 and self.num_labels == 1:
+            advice = "For one label the model needs one output, not one for each class: its sigmoid is the probability."
+        raise ValueError(
+            f"The model returned shape {tuple(logits.shape)} and `num_labels` is {self.num_labels}; expected (N,) or "
+            f"(N, 1) for one label, (N, C) or (N, C, ...) for C. {advice}"
+        )
+
+    # -- epochs -------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Have the loss check the values of its first batch."""
+        self.loss.recheck()
+
+    def on_validation_start(self) -> None:
+        """Have the loss check the values of its first batch."""
+        self.loss.recheck()
+
+    def on_test_start(self) -> None:
+        """Have the loss check the values of its first batch."""
+        self.loss.recheck()
+
+    def on_train_epoch_start(self) -> None:
+        """Forget what an interrupted epoch left."""
+        self._reset("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted epoch left."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted epoch left."""
+        self._reset("test")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the exact loss of the epoch."""
+        self._log_value("train_loss", self._state("train", 0)["loss"].compute()["loss"], prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the exact loss, the log-loss and the metrics of the validation set."""
+        if not self.trainer.sanity_checking:
+            self._log_evaluation("val", len(self.trainer.num_val_batches))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the exact loss, the log-loss and the metrics of the test set."""
+        self._log_evaluation("test", len(self.trainer.num_test_batches))
+
+    def _state(self, stage: str, dataloader_idx: int) -> Any:
+        key = f"{stage}_{dataloader_idx}"
+        if key not in self._states:
+            parts: dict[str, nn.Module] = {"loss": LossTracker(num_labels=self.num_labels)}
+            if stage != "train":
+                parts["log_loss"] = LossTracker(num_labels=self.num_labels)
+                parts["metrics"] = self._metrics.clone()
+            # In training mode, as all else is when Lightning looks for forgotten `eval()`s at the start of a fit.
+            self._states[key] = nn.ModuleDict(parts).to(self.device).train()
+        return self._states[key]
+
+    def _reset(self, stage: str) -> None:
+        for key, state in self._states.items():
+            if key.startswith(f"{stage}_"):
+                for metric in state.values():  # type: ignore[operator]
+                    metric.reset()
+
+    def _update_metrics(
+        self,
+        state: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        mask: Tensor | None,
+        sums: LossSums,
+    ) -> None:
+        # Not `isinstance`: a subclass may have a formula of its own.
+        plain = type(self.loss) is BCEWithLogitsLoss and self.loss.is_log_loss and weight is None
+        state["log_loss"].update(sums if plain else self._log_loss.sums(logits, target, mask=mask))
+        state["metrics"].add(logits, target, self.loss.valid(logits, target, mask))
+
+    def _log_evaluation(self, stage: str, num_dataloaders: int) -> None:
+        for index in range(num_dataloaders):
+            suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
+            state = self._state(stage, index)
+            log_loss = state["log_loss"].compute()
+            self._log_value(f"{stage}_loss{suffix}", state["loss"].compute()["loss"], prog_bar=stage == "val")
+            self._log_value(f"{stage}_log_loss{suffix}", log_loss["loss"])
+            seen = (log_loss["negative_weight"] > 0, log_loss["positive_weight"] > 0)
+            for name, value in state["metrics"].means(*seen).items():
+                self._log_value(f"{stage}_{name}{suffix}", value)
+
+    def _log_value(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        # Every rank holds the same value, because the metrics have added up their states; the mean keeps it and
+        # tells Lightning that nothing is missing.
+        self.log(
+            name,
+            value.float(),
+            on_step=False,
+            on_epoch=True,
+            prog_bar=prog_bar,
+            sync_dist=self._distributed,
+            batch_size=1,
+            add_dataloader_idx=False,  # the name has it where there are several
+        )
+
+    @property
+    def _distributed(self) -> bool:
+        return self.trainer.world_size > 1
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what a subclass added to its hyper-parameters as plain values, never as pickled objects.
+
+        The constructor's arguments are in it too, whatever the subclass ignored or saved as objects: without them the
+        file would be read with a default loss, and nobody would notice.
+        """
+        plain: dict[str, Any] = {}
+        for name, value in checkpoint.get("hyper_parameters", {}).items():
+            try:
+                plain[name] = to_plain(value, name)
+            except SpecError as error:
+                if name not in self._written:
+                    warnings.warn(f"{error} It is left out of the checkpoint.", stacklevel=2)
+        checkpoint["hyper_parameters"] = {**self._written, **plain}
+
+    def _plain_arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain values, those of a subclass if it is one."""
+        given, defaults = self._arguments()
+        from_command_line = _command_line_arguments()
+        plain: dict[str, Any] = {}
+        for name, value in {**defaults, **given}.items():
+            try:
+                base = _FACTORIES.get(name)
+                plain[name] = to_plain(value, name) if base is None else factory_spec(value, base, name)
+            except SpecError as error:
+                if name in from_command_line:
+                    plain[name] = to_plain(from_command_line[name], name)
+                elif name == "model":
+                    advice = "Until then checkpoints load with `load_from_checkpoint(path, model=...)` only."
+                    warnings.warn(f"{error} {advice}", stacklevel=4)
+                    plain[name] = dict(_UNWRITTEN)
+                elif name in given:
+                    raise  # a default need not be written down: it is there again when the module is built
+        return plain
+
+
+_FACTORIES: dict[str, type] = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
+_UNWRITTEN: Spec = {"class_path": "", "init_args": {}}
+
+
+def _command_line_arguments() -> dict[str, Any]:
+    """Return the arguments that LightningCLI is building a module from, as plain values; empty outside of it."""
+
+    class Probe(HyperparametersMixin):
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    return {name: value for name, value in Probe().hparams.items() if not name.startswith("_")}
+
+
+def _module(model: Any, name: str) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if model == _UNWRITTEN:
+        raise SpecError(
+            "The checkpoint holds the weights and could not hold how the model was made. Pass it: "
+            "`load_from_checkpoint(path, model=...)`."
+        )
+    if is_spec(model):
+        built: nn.Module = build(model, nn.Module)
+        return built
+    raise TypeError(f"`{name}` is {type(model).__name__}; an nn.Module was expected.")
+
+
+def _loss(loss: Any) -> BinaryLoss:
+    if isinstance(loss, BinaryLoss):
+        built = loss
+    elif is_spec(loss):
+        built = build(loss, BinaryLoss)
+    else:
+        raise TypeError(
+            f"`loss` is {type(loss).__module__}.{type(loss).__name__}; a BinaryLoss was expected. For one of torch "
+            "use its equal here (`BCEWithLogitsLoss`, `BCELoss`); for your own derive from `lightning_bce.BinaryLoss` "
+            "and write `elementwise`."
+        )
+    if built.reduction == "none":
+        raise ValueError("The loss has reduction 'none', and training needs a scalar. Use 'mean' or another reduction.")
+    return built
+
+
+def _factory(value: Any, base: type, name: str) -> Callable[[Any], Any] | None:
+    if is_spec(value):
+        spec = factory_spec(value, base, name) or {}
+        return partial(call_factory, spec, base)
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"`{name}` is {type(value).__name__}; a subclass of {base.__name__} or functools.partial of one was "
+            "expected, because the parameters are known only later."
+        )
+    return value  # type: ignore[no-any-return]
+
+
+def _names(class_names: Sequence[str] | None, num_labels: int) -> list[str]:
+    names = [f"label_{i}" for i in range(num_labels)] if class_names is None else [str(name) for name in class_names]
+    if len(names) != num_labels or len(set(names)) != num_labels:
+        raise ValueError(
+            f"`class_names` has {len(names)} names ({len(set(names))} different); one for each of {num_labels} "
+            "label(s) was expected."
+        )
+    return names
+
+
+def _warn_of_double_sigmoid(model: nn.Module) -> None:
+    leaves = [module for module in model.modules() if not list(module.children())]
+    if leaves and isinstance(leaves[-1], (nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.LogSigmoid)):
+        warnings.warn(
+            f"The model ends in {type(leaves[-1]).__name__} and should return logits: the sigmoid would be applied "
+            "twice, and the loss of a positive could not fall below 0.31. Remove the last layer.",
+            stacklevel=3,
+        )
