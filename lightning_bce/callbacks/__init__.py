@@ -1,0 +1,8 @@
+"""Callbacks for the Trainer: what the loss is made of, and predictions as a table.
+
+They work with any LightningModule whose steps return what they read: ``{"loss", "logits", "target"}`` and, in
+prediction, ``{"probability", "decision"}``.
+"""
+
+from lightning_bce.callbacks.per_class_loss_monitor import PerClassLossMonitor as PerClassLossMonitor
+from lightning_bce.callbacks.prediction_writer import PredictionWriter as PredictionWriter

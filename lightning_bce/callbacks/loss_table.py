@@ -1,0 +1,167 @@
+"""The table of a loss by label and side: its rows, its looks, and how it reaches any output stream unharmed."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import rich
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+WIDTH_WITHOUT_TERMINAL = 120
+_BAR = 10
+_LABEL_WIDTH, _LABEL_LEAST = 60, 10
+_COLUMNS = {
+    "negatives": "negative_weight",
+    "positives": "positive_weight",
+    "loss": "class_loss",
+    "negative_loss": "negative_loss",
+    "positive_loss": "positive_loss",
+    "share": "share",
+    "negative_share": "negative_share",
+    "positive_share": "positive_share",
+}
+
+
+def table_rows(names: Sequence[str], result: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Return what :class:`LossTracker` computed as one dictionary for each label, the largest share first.
+
+    Args:
+        names: One name for each label.
+        result: The output of :meth:`LossTracker.compute`.
+
+    Returns:
+        Dictionaries of plain Python values; NaN stands for what was never seen.
+    """
+    values = [result[key].tolist() for key in _COLUMNS.values()]
+    rows = [{"label": name, **dict(zip(_COLUMNS, row, strict=True))} for name, *row in zip(names, *values, strict=True)]
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row["share"]) else -row["share"])
+
+
+def loss_table(
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    max_rows: int,
+    *,
+    plain: bool = False,
+    bars: bool = True,
+    narrow: bool = False,
+) -> Table:
+    """Return the rows as a table.
+
+    Args:
+        rows: The output of :func:`table_rows`.
+        title: What stands above.
+        max_rows: Labels beyond this number become one row.
+        plain: Whether to use ASCII only, for streams that may not take more.
+        bars: Whether to draw the shares.
+        narrow: Whether to leave out all but label, loss and share.
+    """
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=box.ASCII if plain else box.SIMPLE_HEAD
+    )
+    table.add_column("label", overflow="fold", max_width=_LABEL_WIDTH)
+    for header in ("loss",) if narrow else ("count\nneg.", "count\npos.", "loss", "loss of\nneg.", "loss of\npos."):
+        table.add_column(header, justify="right", no_wrap=True)  # so that a terminal too narrow is seen to be
+    bars = bars and not narrow
+    table.add_column("share" if narrow else "share\nof loss", justify="left" if bars else "right", no_wrap=True)
+    if not narrow:
+        table.add_column("thereof\npos.", justify="right", no_wrap=True)
+    for row in rows[:max_rows]:
+        weights = (row["negatives"], row["positives"])
+        loss = _number(row["loss"], sum(weights))
+        losses = (_number(row["negative_loss"], weights[0]), _number(row["positive_loss"], weights[1]))
+        if narrow:
+            table.add_row(Text(row["label"]), loss, _percent(row["share"]))
+        else:
+            shares = (_share(row["share"], plain, bars), _percent(row["positive_share"]))
+            table.add_row(Text(row["label"]), *map(count, weights), loss, *losses, *shares)
+    rest = rows[max_rows:]
+    if rest:
+        # A NaN in a sum stays one, because it is what the total is made of.
+        total = {name: sum(row[name] for row in rest) for name in ("negatives", "positives", "share", "positive_share")}
+        label = Text(f"{len(rest):,} more", style="dim")
+        if narrow:
+            table.add_row(label, "", _percent(total["share"]))
+        else:
+            shares = (_share(total["share"], plain, bars), _percent(total["positive_share"]))
+            table.add_row(label, count(total["negatives"]), count(total["positives"]), "", "", "", *shares)
+    return table
+
+
+def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, max_rows: int) -> None:
+    """Write the table to ``sys.stdout`` as it is now.
+
+    A terminal gets colours and its own width; one too narrow for the table gets fewer columns. Anything else gets plain
+    lines without escape codes, with characters that its encoding does not have written out. A stream that takes
+    nothing more gives a warning, not an error: a table is not worth a run.
+
+    Args:
+        rows: The output of :func:`table_rows`.
+        title: What stands above.
+        max_rows: Labels beyond this number become one row.
+    """
+    # While rich shows a progress bar, it stands in for the terminal, to write above the bar.
+    stream: TextIO | None = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    if stream is None:
+        return
+    try:
+        terminal = stream.isatty()
+        encoding = stream.encoding or "ascii"
+        plain = not terminal or not encoding.lower().startswith("utf")
+        lines = io.StringIO()
+        if plain:
+            width = None if terminal else WIDTH_WITHOUT_TERMINAL
+            console = Console(
+                file=lines,
+                force_terminal=False,
+                force_jupyter=False,
+                color_system=None,
+                legacy_windows=False,
+                width=width,
+            )
+        else:
+            console = Console(force_jupyter=False) if stream is sys.stdout else rich.get_console()
+        unbounded = console.options.update(width=10_000)  # else the answer is cut to what there is
+        for form in ({}, {"bars": False}, {"narrow": True}):
+            table = loss_table(rows, title, max_rows, plain=plain, **form)
+            labels = Measurement.get(console, unbounded, Text("\n".join(row["label"] for row in rows[:max_rows])))
+            foldable = max(0, min(labels.maximum, _LABEL_WIDTH) - _LABEL_LEAST)
+            if Measurement.get(console, unbounded, table).maximum - foldable <= console.width:
+                break
+        console.print(table)
+        if plain:
+            text = "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:  # a closed pipe, a full disk, a closed file
+        warnings.warn(f"The loss table could not be printed ({error}). `monitor.table()` returns it.", stacklevel=2)
+
+
+def count(weight: float) -> str:
+    """Return a number of elements as text; under fractional weights with one decimal."""
+    return f"{weight:,.0f}" if weight.is_integer() else f"{weight:,.1f}"
+
+
+def _number(value: float, weight: float) -> str:
+    # What was never seen is an empty cell; a NaN that was seen stays in sight.
+    return f"{value:.4g}" if weight else ""
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.1%}"
+
+
+def _share(share: float, plain: bool, bar: bool) -> str:
+    if math.isnan(share) or not bar:
+        return _percent(share)
+    return f"{share:>6.1%} {('#' if plain else '█') * round(_BAR * min(max(share, 0.0), 1.0))}"

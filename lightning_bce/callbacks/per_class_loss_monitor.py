@@ -1,0 +1,435 @@
+"""PerClassLossMonitor: which labels, and which side of them, the loss comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_bce.callbacks.label_names import checked_names, label_names
+from lightning_bce.callbacks.loss_table import count, loss_table, print_loss_table, table_rows
+from lightning_bce.losses import BinaryLoss, LossSums
+from lightning_bce.metrics import LossTracker
+
+Stage = Literal["train", "val", "test"]
+
+_STEPS = {"train": "training_step", "val": "validation_step", "test": "test_step"}
+_OF_RUN = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+
+# Logged name, value of the tracker, and the sides whose weight has to be above 0 for it to mean something.
+_LOGGED = (
+    ("loss_class", "class_loss", ("negative_weight", "positive_weight")),
+    ("loss_class_negative", "negative_loss", ("negative_weight",)),
+    ("loss_class_positive", "positive_loss", ("positive_weight",)),
+    ("loss_share", "share", ("negative_weight", "positive_weight")),
+    ("loss_share_negative", "negative_share", ("negative_weight",)),
+    ("loss_share_positive", "positive_share", ("positive_weight",)),
+)
+
+
+class PerClassLossMonitor(pl.Callback):
+    r"""Logs and prints the loss of each label, split into negatives and positives.
+
+    It reads what the steps of the module return: ``sums`` (a :class:`LossSums`, which ``BinaryClassifier`` returns), or
+    else ``logits`` and ``target`` (and ``weight`` and ``mask`` where there are), on which it computes the loss without
+    a gradient, in evaluation mode and without drawing a random number. Training goes on bit for bit as without it.
+
+    Once an epoch it logs, for each label that was seen, and never in single steps:
+
+    - ``val_loss_class/<label>``, ``val_loss_class_negative/<label>``, ``val_loss_class_positive/<label>``: mean loss of
+      the label, of its negatives, of its positives,
+    - ``val_loss_share/<label>``, ``val_loss_share_negative/<label>``, ``val_loss_share_positive/<label>``: parts of the
+      total; those of all labels add up to 1,
+    - ``val_count_negative/<label>``, ``val_count_positive/<label>``: what they count in the mean: the number of
+      elements, or the sum of their weights under "weighted_mean".
+
+    Means times counts add up to the loss times all counts. With several dataloaders names end in
+    ``/dataloader_idx_<k>``. The values are exact over uneven batches and ranks. A rank may have no batch as long as it
+    runs the epoch; Lightning skips it altogether on a rank whose dataloader has length 0, and then the others wait.
+
+    The table is printed after ``validate`` and ``test``, and after ``fit`` for its last epoch. Nothing is kept in
+    checkpoints, so after resuming within an epoch "train" covers the rest of it. ``Trainer(barebones=True)``
+    turns the callback off.
+
+    Args:
+        class_names: One name for each label. None takes the module's ``class_names``, or label_0, label_1, ...
+        loss: A loss to look at in place of the one that the module computed. None takes ``sums`` of the step, or else
+            the module's attribute ``loss``.
+        stages: Which of "train", "val" and "test" to watch.
+        max_rows: Labels in the table, those with the largest share; the others are summed up in one row.
+        print_table: Whether to print the table on the first rank.
+        prefix: Goes before logged names, so that a second monitor with another loss can run beside the first.
+
+    Attributes:
+        results: For each stage a list with one dictionary for each dataloader: the last output of
+            :meth:`LossTracker.compute`, on the CPU; empty for a dataloader without a batch.
+
+    Raises:
+        TypeError: If an argument, or what a step returns, has the wrong type, with what was expected.
+        ValueError: If names do not fit the labels, or two monitors would log the same names.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> from lightning_bce import FocalLoss
+        >>> own, focal = PerClassLossMonitor(), PerClassLossMonitor(loss=FocalLoss(), prefix="focal_")
+        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[own, focal])
+    """
+
+    def __init__(
+        self,
+        class_names: list[str] | None = None,
+        loss: BinaryLoss | None = None,
+        stages: list[Stage] | tuple[Stage, ...] = ("val", "test"),
+        max_rows: int = 20,
+        print_table: bool = True,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        if loss is not None and not isinstance(loss, BinaryLoss):
+            raise TypeError(
+                f"`loss` is {type(loss).__module__}.{type(loss).__name__}; a BinaryLoss was expected, which can be "
+                "split by label. For one of torch use its equal here, such as `lightning_bce.BCEWithLogitsLoss`."
+            )
+        if isinstance(stages, str) or not stages or not set(stages) <= set(get_args(Stage)):
+            raise ValueError(f"`stages` is {stages!r}; a list of some of {list(get_args(Stage))} was expected.")
+        if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
+            raise ValueError(f"`max_rows` is {max_rows!r}; a whole number of at least 1 was expected.")
+        self.class_names = None if class_names is None else checked_names(class_names, "class_names")
+        self.loss = loss
+        self.stages: tuple[Stage, ...] = tuple(stages)
+        self.max_rows = max_rows
+        self.print_table = print_table
+        self.prefix = prefix
+        self.results: dict[str, list[dict[str, Tensor]]] = {}
+        self._names: dict[str, list[list[str]]] = {}
+        self._loss_name = "loss"
+        self._trackers: dict[str, dict[int, LossTracker]] = {}
+        self._to_print: set[str] = set()
+
+    # -- what a user reads --------------------------------------------------------------------------------------------
+
+    def summary(self, stage: Stage = "val", dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Return the last results of a stage as plain Python, the label with the largest share first.
+
+        Args:
+            stage: One of the watched stages.
+            dataloader_idx: Which dataloader, where there are several.
+
+        Returns:
+            One dictionary for each label: ``label``, ``negatives``, ``positives``, ``loss``, ``negative_loss``,
+            ``positive_loss``, ``share``, ``negative_share``, ``positive_share``. NaN stands for what was never seen.
+
+        Raises:
+            LookupError: If there are no results.
+        """
+        result = self._result(stage, dataloader_idx)
+        return table_rows(self._names[stage][dataloader_idx], result)
+
+    def table(self, stage: Stage = "val", dataloader_idx: int = 0, plain: bool = False) -> Table:
+        """Return the last results of a stage as a table for ``rich.print``.
+
+        Args:
+            stage: One of the watched stages.
+            dataloader_idx: Which dataloader, where there are several.
+            plain: Whether to use ASCII only.
+
+        Raises:
+            LookupError: If there are no results.
+        """
+        rows = self.summary(stage, dataloader_idx)
+        return loss_table(rows, self._title(stage, dataloader_idx), self.max_rows, plain=plain)
+
+    def _title(self, stage: str, dataloader_idx: int) -> str:
+        result = self.results[stage][dataloader_idx]
+        several = f", dataloader {dataloader_idx}" if len(self.results[stage]) > 1 else ""
+        weight = (result["negative_weight"] + result["positive_weight"]).sum().item()
+        return (
+            f"{self.prefix}{stage} loss by label{several}: {self._loss_name}, mean {result['loss'].item():.4g} over "
+            f"{count(weight)} elements"
+        )
+
+    def _result(self, stage: str, dataloader_idx: int) -> dict[str, Tensor]:
+        found = self.results.get(stage, [])
+        if not 0 <= dataloader_idx < len(found) or not found[dataloader_idx]:
+            have = [f"{name} (dataloader {i})" for name in self.results for i, r in enumerate(self.results[name]) if r]
+            raise LookupError(
+                f"There are no results of stage {stage!r}, dataloader {dataloader_idx}; there are: "
+                f"{', '.join(have) or 'none yet'}. Run the trainer with this stage in `stages`."
+            )
+        return found[dataloader_idx]
+
+    # -- hooks of Lightning -------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a second monitor that would log the same names, and names that do not fit the module."""
+        for other in _callbacks_of(trainer):
+            if not isinstance(other, PerClassLossMonitor) or other is self:
+                continue
+            if other.prefix == self.prefix and set(other.stages) & set(self.stages):
+                raise ValueError(
+                    f"Two PerClassLossMonitor have the prefix {self.prefix!r} and would overwrite each other's values. "
+                    'Give one of them another: PerClassLossMonitor(loss=..., prefix="focal_").'
+                )
+        labels = getattr(pl_module, "num_labels", None)
+        if self.class_names is not None and isinstance(labels, int) and len(self.class_names) > 1:
+            label_names(self.class_names, pl_module, labels)
+        self._to_print.clear()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last epoch."""
+        self._begin("train", pl_module)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last epoch."""
+        self._begin("val", pl_module)
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last epoch."""
+        self._begin("test", pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the sums of a batch."""
+        # A step that returns None asks Lightning to skip the batch, which leaves an empty dictionary.
+        skipped = outputs is None or (isinstance(outputs, Mapping) and not outputs and pl_module.automatic_optimization)
+        if not skipped:
+            self._add("train", trainer, pl_module, outputs, batch, 0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the sums of a batch; those of the sanity check are forgotten when the first epoch begins."""
+        self._add("val", trainer, pl_module, outputs, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the sums of a batch."""
+        self._add("test", trainer, pl_module, outputs, batch, dataloader_idx)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch."""
+        self._end("train", trainer, pl_module, 1)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch."""
+        self._end("val", trainer, pl_module, _how_many(trainer, trainer.num_val_batches))
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch."""
+        self._end("test", trainer, pl_module, _how_many(trainer, trainer.num_test_batches))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Print the tables, when progress bars are closed and checkpoints are written."""
+        for name in _OF_RUN.get(stage, ()):
+            if self.print_table and name in self._to_print and trainer.is_global_zero:
+                for index, result in enumerate(self.results[name]):
+                    if result:
+                        rows = table_rows(self._names[name][index], result)
+                        print_loss_table(rows, self._title(name, index), self.max_rows)
+        self._to_print.clear()
+
+    # -- an epoch -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, stage: Stage, pl_module: pl.LightningModule) -> None:
+        self._trackers[stage] = {}
+        if self.loss is not None:
+            self.loss.to(pl_module.device).recheck()
+
+    def _add(
+        self,
+        stage: Stage,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        dataloader_idx: int,
+    ) -> None:
+        if stage not in self.stages or trainer.barebones:
+            return
+        sums = self._sums(stage, pl_module, outputs, batch)
+        labels = sums.loss.shape[0]
+        trackers = self._trackers.setdefault(stage, {})
+        if dataloader_idx not in trackers:
+            label_names(self.class_names, pl_module, labels)  # refuses those that do not fit
+            # On the module's device, which is the one that ranks can gather from.
+            trackers[dataloader_idx] = LossTracker(num_labels=labels).to(pl_module.device)
+        elif trackers[dataloader_idx].num_labels != labels:
+            raise ValueError(
+                f"A batch has {labels} label(s) and those before it had {trackers[dataloader_idx].num_labels}. "
+                "Every batch of a dataloader needs the same labels; mark unknown ones by `ignore_index` or a mask."
+            )
+        trackers[dataloader_idx].update(sums)
+
+    def _sums(self, stage: Stage, pl_module: pl.LightningModule, outputs: Any, batch: Any) -> LossSums:
+        found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
+        sums = found.get("sums")
+        if self.loss is None and isinstance(sums, LossSums):
+            self._loss_name = _name_of(getattr(pl_module, "loss", None))
+            return sums.detach()
+        logits, target = found.get("logits"), found.get("target")
+        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+            raise TypeError(_what_to_return(stage, pl_module, outputs))
+        loss = getattr(pl_module, "loss", None) if self.loss is None else self.loss
+        if not isinstance(loss, BinaryLoss):
+            what = "has no attribute `loss`" if loss is None else f"has {_name_of(loss)} as its `loss`"
+            raise TypeError(
+                f"{type(pl_module).__name__}.{_STEPS[stage]} returned logits and target without sums, and the module "
+                f"{what}, which cannot be split by label. Say which loss to compute: "
+                "PerClassLossMonitor(loss=lightning_bce.BCEWithLogitsLoss())."
+            )
+        self._loss_name = _name_of(loss)
+        return _traceless_sums(loss, logits, target, pl_module, found, batch)
+
+    def _end(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, num_dataloaders: int) -> None:
+        if stage not in self.stages or trainer.sanity_checking or trainer.barebones:
+            return
+        trackers = self._trackers.get(stage, {})
+        seen = [trackers[i].num_labels if i in trackers else 0 for i in range(num_dataloaders)]
+        self.results[stage], self._names[stage] = [], []
+        for index, labels in enumerate(_agreed(seen, pl_module.device)):
+            names = label_names(self.class_names, pl_module, labels) if labels else []
+            result: dict[str, Tensor] = {}
+            if labels:
+                tracker = trackers[index] if index in trackers else _without_batches(labels, pl_module.device)
+                # torchmetrics makes scalars of what has one entry.
+                result = {
+                    name: value.detach().cpu().reshape(() if name == "loss" else (labels,))
+                    for name, value in tracker.compute().items()
+                }
+            self.results[stage].append(result)
+            self._names[stage].append(names)
+            suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
+            # [equal on all ranks] The tracker has added up the ranks; a mean over equal values tells Lightning that
+            # nothing is missing. With a batch size of 1: the size is averaged as an integer (lightning #21838).
+            pl_module.log_dict(
+                _logged(f"{self.prefix}{stage}_", names, result, suffix),
+                on_step=False,
+                on_epoch=True,
+                sync_dist=trainer.world_size > 1,
+                batch_size=1,
+                add_dataloader_idx=False,
+            )
+        self._trackers[stage] = {}
+        self._to_print.add(stage)
+
+
+def _logged(prefix: str, names: list[str], result: dict[str, Tensor], suffix: str) -> dict[str, float]:
+    """Return what is logged: counts always, a mean where something was seen, a share of a total that is not 0."""
+    if not result:
+        return {}
+    values: dict[str, Any] = {key: value.tolist() for key, value in result.items()}
+    sides = ("negative", "positive")
+    logged = {
+        f"{prefix}count_{side}/{name}{suffix}": values[f"{side}_weight"][i]
+        for side in sides
+        for i, name in enumerate(names)
+    }
+    for kind, key, weights in _LOGGED:
+        # 0 / 0: nobody has a share of nothing. A NaN of a loss that is NaN is logged, to be seen.
+        if "share" in kind and values["loss"] == 0:
+            continue
+        for i, name in enumerate(names):
+            if sum(values[weight][i] for weight in weights) > 0:
+                logged[f"{prefix}{kind}/{name}{suffix}"] = values[key][i]
+    return logged
+
+
+def _agreed(labels: list[int], device: torch.device) -> list[int]:
+    """Return the number of labels of each dataloader, known also to ranks that had no batch of it; 0 if all had none.
+
+    Every rank takes part with one small tensor, whatever it has seen, so that nobody waits for another.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return labels
+    most = torch.tensor([labels, [-(n or 2**31) for n in labels]], device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    largest, smallest = most[0].tolist(), (-most[1]).tolist()
+    for index, (high, low) in enumerate(zip(largest, smallest, strict=True)):
+        if high and high != low:
+            raise ValueError(
+                f"Ranks have different numbers of labels in dataloader {index}: from {low} to {high}. Every rank "
+                "needs the same labels in the same order."
+            )
+    return [int(n) for n in largest]
+
+
+def _without_batches(labels: int, device: torch.device) -> LossTracker:
+    tracker = LossTracker(num_labels=labels).to(device)
+    nothing = torch.zeros(labels, 2, device=device)
+    tracker.update(LossSums(nothing, nothing))  # an update, so that torchmetrics does not warn of its absence
+    return tracker
+
+
+def _traceless_sums(
+    loss: BinaryLoss,
+    logits: Tensor,
+    target: Tensor,
+    pl_module: pl.LightningModule,
+    outputs: Mapping[str, Any],
+    batch: Any,
+) -> LossSums:
+    """Ask a loss for sums without a graph, with its modes as before, and with no random number drawn for good."""
+    modes = {module: module.training for module in loss.modules()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[logits.device] if logits.is_cuda else []):
+        try:
+            loss.eval()
+            scores = logits.detach() if loss.input_space == "logits" else torch.sigmoid(logits.detach().float())
+            weight, mask = (_part(name, outputs, pl_module, batch) for name in ("weight", "mask"))
+            return loss.sums(scores, target, weight, mask=mask)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def _part(name: str, outputs: Mapping[str, Any], pl_module: pl.LightningModule, batch: Any) -> Any:
+    """Return weight or mask: the step's, or that of the batch, where the module can take batches apart."""
+    if name in outputs:
+        return outputs[name]
+    unpack = getattr(pl_module, "unpack_batch", None)  # of BinaryClassifier
+    return getattr(unpack(batch), name, None) if callable(unpack) else None
+
+
+def _what_to_return(stage: Stage, pl_module: pl.LightningModule, outputs: Any) -> str:
+    if isinstance(outputs, Tensor):
+        came = f"a tensor of shape {tuple(outputs.shape)}"
+    elif isinstance(outputs, Mapping):
+        came = "the loss alone" if list(outputs) == ["loss"] else f"a dictionary with {list(map(str, outputs))}"
+    else:
+        came = "None" if outputs is None else type(outputs).__name__
+    return (
+        f"PerClassLossMonitor reads what {type(pl_module).__name__}.{_STEPS[stage]} returns, which was {came}. A "
+        "dictionary with the tensors 'logits' and 'target' was expected; write at its end `return "
+        '{"loss": loss, "logits": logits.detach(), "target": target}`, or leave the stage out of `stages`.'
+    )
+
+
+def _how_many(trainer: pl.Trainer, num_batches: list[int | float]) -> int:
+    """Return how many dataloaders run one after another; those that a CombinedLoader runs together count as one."""
+    # Nothing public tells: `trainer.val_dataloaders` holds what is in the CombinedLoader.
+    return len(num_batches) if getattr(trainer._evaluation_loop, "_is_sequential", True) else 1
+
+
+def _callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _name_of(loss: Any) -> str:
+    return type(loss).__name__ if isinstance(loss, nn.Module) else "loss"
