@@ -1,0 +1,312 @@
+"""The lightning-bce command: fit, validate, test and predict, configured by flags and YAML.
+
+Only introduces the parts to each other: the data's labels to the model, the checkpoint's arguments to the module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import lightning.pytorch.loggers as _loggers
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lightning_bce.data as _data
+from lightning_bce._version import __version__
+from lightning_bce.callbacks import PerClassLossMonitor, PredictionWriter
+from lightning_bce.classifier import BinaryClassifier
+from lightning_bce.spec import SpecError
+from lightning_bce.suggest import nearest_flag, nearest_name, shortened
+
+_STAND_IN = "torch.nn.Identity"
+_NOISE = [
+    # Lightning's own call on this torch; nothing that a user could change.
+    (".*LeafSpec.*is deprecated.*", FutureWarning),
+    (".*LeafSpec.*is deprecated.*", DeprecationWarning),
+    # In-memory tables load in microseconds: worker processes would only cost.
+    (".*does not have many workers.*", UserWarning),
+    # The exact loss of every epoch is logged whatever the interval of the single steps is.
+    (".*smaller than the logging interval.*", UserWarning),
+    # What is loaded for a test or a prediction is the model; those callbacks only train.
+    (".*callbacks used to create the checkpoint need to be provided.*", UserWarning),
+    # A resumed run has a folder of its own; the best checkpoint of the first stays where it is.
+    (".*The dirpath has changed from.*", UserWarning),
+    # Runs are numbered, so an existing folder is one that was named on purpose.
+    (".*Checkpoint directory .* exists and is not empty.*", UserWarning),
+]
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, which answers a misspelt name with the nearest one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print what is wrong, what may have been meant and where help is, and exit with status 2."""
+        hint = nearest_flag(message, self) or nearest_name(message)
+        if "is not accepted" in message and not hint:
+            flags = [action.dest for action in self._actions if action.dest not in ("help", "print_config", "config")]
+            message = f"{message}; there are: {', '.join(flags)}"
+        sys.stderr.write(f"error: {shortened(message)}\n")
+        if hint:
+            sys.stderr.write(f"Did you mean {hint}?\n")
+        sys.stderr.write("For all options: lightning-bce fit --help (or validate, test, predict)\n")
+        raise SystemExit(2)
+
+
+class BinaryCLI(LightningCLI):
+    """LightningCLI for :class:`BinaryClassifier`, or a subclass of it, on any LightningDataModule.
+
+    A data module may have the attributes ``num_labels``, ``class_names`` and ``num_features``; the model and the
+    classifier get them. ``--ckpt_path`` brings the checkpoint's own model, loss and data with it, and flags change
+    single values. ``fit`` ends with a test of the best checkpoint.
+
+    Args:
+        model_class: The classifier.
+        args: Arguments in place of those of the process.
+
+    Example:
+        >>> cli = BinaryCLI(args=["fit", "--data", "BreastCancerDataModule", "--trainer.fast_dev_run", "true"])
+        ... # doctest: +SKIP
+    """
+
+    def __init__(
+        self, model_class: type[BinaryClassifier] = BinaryClassifier, args: Sequence[str] | None = None
+    ) -> None:
+        # A range such as -14: reads as YAML with a number for a key, at which jsonargparse 4.53 raises a
+        # TypeError; in a list it is a string.
+        self._given = [re.sub(r"=(-?\d+:)$", r'=["\1"]', a) for a in (sys.argv[1:] if args is None else args)]
+        self._classifier = model_class
+        self._checkpoint: dict[str, Any] | None = None
+        self._changes: dict[str, Any] = {}
+        super().__init__(
+            model_class,
+            pl.LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"prog": "lightning-bce", "version": __version__, "description": __doc__},
+            trainer_defaults={"max_epochs": 20, "log_every_n_steps": 10, "default_root_dir": "runs"},
+            args=self._given,
+        )
+
+    # -- the parser ---------------------------------------------------------------------------------------------------
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--test_after_fit", type=bool, default=True, help="Whether to test the best checkpoint after training."
+            )
+        if subcommand in ("test", "validate"):
+            parser.set_defaults({"verbose": False})  # Lightning's table has a row for every label; ours stands apart
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # they are written, not collected
+            parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.set_defaults({"predictions.output": "predictions.csv"})
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Set what a run needs by default and link the data to the model."""
+        parser.set_defaults(
+            {
+                "model.model": {"class_path": "lightning_bce.TabularMLP"},
+                "model.loss": {"class_path": "lightning_bce.BCEWithLogitsLoss"},
+                "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+            }
+        )
+        for target, attribute, default in (
+            ("model.num_labels", "num_labels", 1),
+            ("model.class_names", "class_names", None),
+            ("model.model.init_args.in_features", "num_features", None),
+            ("model.model.init_args.out_features", "num_labels", 1),
+        ):
+            parser.link_arguments("data", target, partial(self._of_data, attribute, default), apply_on="instantiate")
+
+    def _of_data(self, attribute: str, default: Any, data: pl.LightningDataModule) -> Any:
+        state = (self._checkpoint or {}).get(type(data).__qualname__)
+        if state is not None and hasattr(data, "restore"):
+            data.restore(state)  # so that nothing has to be read again, from a file that may be gone
+        return getattr(data, attribute, default)
+
+    # -- arguments that come with a checkpoint ------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments, after those of the checkpoint where one is given."""
+        path = _value_of("--ckpt_path", self._given)
+        if path is None:
+            self.config = parser.parse_args(self._given)
+            if self.config["subcommand"] != "fit":
+                parser.error(f"--ckpt_path is missing: {self.config['subcommand']} needs a trained model.")
+            return
+        self._checkpoint = _read_checkpoint(path, parser)
+        subcommand, given = self._given[0], self._given[1:]
+        arguments = [subcommand, *self._from_checkpoint(given), *given]
+        self.config = parser.parse_args(arguments)
+        # What was said on top of the checkpoint. The model is required, so that a stand-in says that none was given.
+        stated = [subcommand, f"--model.model={_STAND_IN}", *arguments[1:]]
+        changes = parser.parse_args(stated, defaults=False)[subcommand]["model"].as_dict()
+        if changes["model"]["class_path"] == _STAND_IN:
+            del changes["model"]
+        self._changes = changes
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning's way would put the checkpoint's arguments above the user's flags."""
+
+    def _from_checkpoint(self, given: Sequence[str]) -> Iterator[str]:
+        """Yield the flags that say what the checkpoint was made with."""
+        checkpoint = self._checkpoint or {}
+        hyper_parameters = checkpoint.get("hyper_parameters", {})
+        for name in ("loss", "optimizer", "lr_scheduler"):
+            if hyper_parameters.get(name) is not None:
+                yield f"--model.{name}={json.dumps(hyper_parameters[name])}"
+        data = {k: v for k, v in checkpoint.get("datamodule_hyper_parameters", {}).items() if k != "_instantiator"}
+        path = data.pop("_class_path", None) or next(
+            (f"lightning_bce.data.{name}" for name in vars(_data) if name in checkpoint and name[0].isupper()), None
+        )
+        if path is not None:
+            yield f"--data={json.dumps({'class_path': path, 'init_args': data})}"
+        elif not any(argument.startswith("--data") for argument in given):
+            self.parser.error("The checkpoint does not say what data it was trained on. Add --data.")
+
+    # -- the parts of a run -------------------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; the model from its checkpoint where one is given."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError, ImportError, SpecError) as error:  # what was asked for is wrong, not the program
+            self.parser.error(str(error), error)
+        if self._checkpoint is not None and "model" not in self._changes:
+            path = self.config[self.config["subcommand"]]["ckpt_path"]
+            self.model = self._classifier.load_from_checkpoint(path, map_location="cpu", **self._changes)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer, with loggers, a checkpoint callback and the loss table where none are configured."""
+        subcommand = self.config["subcommand"]
+        given = self.config_init[subcommand]["trainer"]
+        if subcommand != "fit":
+            self.save_config_callback = None
+        if subcommand == "predict":
+            kwargs["logger"] = False
+        elif given.get("logger") in (None, True):
+            kwargs["logger"] = _loggers_in(Path(given["default_root_dir"] or "."))
+        callbacks = given.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        extra: list[pl.Callback] = []
+        if subcommand != "predict" and not any(isinstance(c, PerClassLossMonitor) for c in callbacks):
+            extra.append(PerClassLossMonitor())
+        wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
+        if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            validated = getattr(self.datamodule, "fractions", {}).get("val", 1) > 0
+            extra.append(ModelCheckpoint(monitor="val_loss" if validated else None))
+        if given.get("barebones"):
+            extra = []
+        return super().instantiate_trainer(**kwargs, callbacks=[*callbacks, *extra])
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint and say where everything is."""
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if self.config["fit"]["test_after_fit"] and self._has_test():
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            self._report("test")
+        if self.trainer.is_global_zero:
+            print(
+                "\n".join(
+                    f"{what}: {where}"
+                    for what, where in (("checkpoint", best), ("logs", self.trainer.log_dir))
+                    if where
+                )
+            )
+
+    def after_test(self) -> None:
+        """Print the results."""
+        self._report("test")
+
+    def after_validate(self) -> None:
+        """Print the results."""
+        self._report("val")
+
+    def _has_test(self) -> bool:
+        loaders = self.datamodule.test_dataloader() if _overrides(self.datamodule, "test_dataloader") else []
+        return not isinstance(loaders, list) or len(loaders) > 0
+
+    def _report(self, stage: str) -> None:
+        """Print what was logged, without the values of single labels, which the loss table shows."""
+        if not self.trainer.is_global_zero:
+            return
+        for name, value in sorted(self.trainer.callback_metrics.items()):
+            if name.startswith(f"{stage}_") and not re.match(rf"{stage}_(loss|count)_\w+/", name):
+                print(f"{name:<28}{value.item():10.4f}")
+
+
+def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] = BinaryClassifier) -> None:
+    """Run the command.
+
+    Args:
+        args: Arguments in place of those of the process.
+        model_class: A subclass of BinaryClassifier, for a project's own command.
+    """
+    # Advertisements for other packages.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    for message, category in _NOISE:
+        warnings.filterwarnings("ignore", message, category)
+    # A console script does not look in the current folder, where a user's own losses and models are.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    BinaryCLI(model_class, args)
+
+
+def _overrides(data: pl.LightningDataModule, name: str) -> bool:
+    return getattr(type(data), name) is not getattr(pl.LightningDataModule, name)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """Return the last value of a flag, as the parser would."""
+    found = None
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            found = argument.split("=", 1)[1]
+        elif argument == flag and index + 1 < len(arguments):
+            found = arguments[index + 1]
+    return None if found in ("null", "None", "") else found
+
+
+def _read_checkpoint(path: str, parser: LightningArgumentParser) -> dict[str, Any]:
+    if not Path(path).is_file():
+        parser.error(f"There is no checkpoint {path!r}. Give the path of a .ckpt file.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        parser.error(f"The checkpoint {path!r} is damaged or holds more than plain values ({type(error).__name__}).")
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        parser.error(f"{path!r} is no checkpoint of Lightning: it has no 'state_dict'.")
+    return checkpoint
+
+
+def _loggers_in(folder: Path) -> list[Any]:
+    """Return a CSV and, where it is installed, a TensorBoard logger that share one numbered folder."""
+    made: list[Any] = [_loggers.CSVLogger(folder, name="")]
+    if importlib.util.find_spec("tensorboard"):
+        made.append(_loggers.TensorBoardLogger(folder, name="", default_hp_metric=False))
+    for logger in made:
+        _ = logger.version  # counts the folders now, before the first logger makes one
+    return made
+
+
+if __name__ == "__main__":
+    main()
