@@ -211,7 +211,11 @@ class BinaryCLI(LightningCLI):
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
         if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             validated = getattr(self.datamodule, "fractions", {}).get("val", 1) > 0
-            extra.append(ModelCheckpoint(monitor="val_loss" if validated else None))
+            monitored = "val_loss" if validated else None
+            # Names that a script can rely on: best.ckpt and, to go on from, last.ckpt.
+            extra.append(
+                ModelCheckpoint(monitor=monitored, filename="best", save_last=True, enable_version_counter=False)
+            )
         if given.get("barebones"):
             extra = []
         return super().instantiate_trainer(**kwargs, callbacks=[*callbacks, *extra])

@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fit(*flags: str) -> Path:
     """Train two epochs and return the checkpoint."""
     main(["fit", *flags, *QUIET, "--trainer.max_epochs=2"])
-    return max(Path("runs").glob("**/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return max(Path("runs").glob("**/best.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -161,7 +161,7 @@ def test_a_flag_changes_a_single_value_of_the_checkpoint():
 def test_a_resumed_run_goes_on_with_the_loss_of_the_checkpoint():
     checkpoint = fit(*TABLE, "--model.loss=FocalLoss", "--model.loss.gamma=3")
     main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=4", *QUIET])
-    newest = max(Path("runs").glob("**/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    newest = max(Path("runs").glob("**/best.ckpt"), key=lambda path: path.stat().st_mtime)
     content = torch.load(newest, weights_only=True)
     assert content["hyper_parameters"]["loss"]["init_args"]["gamma"] == 3.0
     assert content["epoch"] >= 2
@@ -212,7 +212,7 @@ def test_callbacks_and_loggers_are_known_by_their_short_names(capsys):
         ]
     )
     assert list(Path("elsewhere").glob("**/metrics.csv")) and not list(Path().glob("**/events.*"))
-    (checkpoint,) = Path("elsewhere").glob("**/*.ckpt")
+    (checkpoint,) = Path("elsewhere").glob("**/best.ckpt")
     kept = torch.load(checkpoint, weights_only=True)["callbacks"]
     assert any(name.startswith("EarlyStopping") for name in kept)
     assert capsys.readouterr().out.count("loss by label") == 2  # of the last validation and of the test: one monitor

@@ -1,0 +1,117 @@
+"""The examples run, and what they say of themselves is so. The README's Python runs too."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
+import torch
+
+from lightning_bce import BinaryClassifier
+from lightning_bce.cli import main
+
+ROOT = Path(__file__).parents[1]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch):
+    """Import a file of examples/ under its own name, so that a checkpoint can name its classes."""
+
+    def load(name: str) -> ModuleType:
+        found = importlib.util.spec_from_file_location(f"examples.{name}", ROOT / "examples" / f"{name}.py")
+        assert found is not None and found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        monkeypatch.setitem(sys.modules, f"examples.{name}", module)
+        found.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def newest_checkpoint() -> Path:
+    return max(Path("runs").glob("**/best.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def test_the_run_as_yaml_trains_and_a_flag_changes_it():
+    main(
+        [
+            "fit",
+            f"--config={ROOT / 'examples' / 'digits.yaml'}",
+            "--trainer.max_epochs=1",
+            "--model.loss.gamma=1",
+            *QUIET,
+        ]
+    )
+    assert BinaryClassifier.load_from_checkpoint(newest_checkpoint()).loss.gamma == 1.0
+
+
+def test_a_loss_of_ones_own_trains_and_comes_back_from_its_checkpoint(example):
+    module = example("own_loss")
+    classifier = module.main(max_epochs=1)
+    assert isinstance(classifier.loss, module.CappedBCE) and classifier.loss.knee == 1.0
+
+
+def test_a_loss_of_ones_own_is_smooth_at_its_knee(example):
+    loss = example("own_loss").CappedBCE(knee=2.0, reduction="none").double()
+    logits = torch.tensor([-5.0, -1.854586, 0.0, 3.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: loss(x, torch.ones_like(x)), [logits])
+
+
+def test_a_loss_of_ones_own_is_used_from_the_command_line(example):
+    example("own_loss")
+    main(
+        [
+            "fit",
+            "--data=BreastCancerDataModule",
+            "--model.loss=examples.own_loss.CappedBCE",
+            "--model.loss.knee=1.5",
+            "--trainer.max_epochs=1",
+            *QUIET,
+        ]
+    )
+    assert BinaryClassifier.load_from_checkpoint(newest_checkpoint()).loss.knee == 1.5
+
+
+def test_a_subclass_trains_by_its_own_command_and_reloads_as_itself(example):
+    module = example("subclass")
+    main(
+        ["fit", "--data=DigitsDataModule", "--model.shift=2", "--trainer.max_epochs=1", *QUIET],
+        model_class=module.AugmentedClassifier,
+    )
+    classifier = module.AugmentedClassifier.load_from_checkpoint(newest_checkpoint())
+    assert classifier.shift == 2
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(classifier.eval().unpack_batch((images,)).inputs, images)
+    assert not torch.equal(classifier.train().unpack_batch((images,)).inputs, images)
+
+
+def test_the_callback_on_a_foreign_module_adds_up_to_its_loss(example, capsys):
+    monitor = example("foreign_module").main(max_epochs=1)
+    assert sum(row["share"] for row in monitor.summary("val")) == pytest.approx(1)
+    assert "digit 3" in capsys.readouterr().out
+
+
+def test_the_python_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("max_epochs=20", "max_epochs=1, accelerator='cpu', logger=False"), names)
+    assert isinstance(names["again"], BinaryClassifier)
+
+
+def test_the_picture_of_the_readme_is_drawn(example):
+    example("loss_shares").main("picture.png", max_epochs=1)
+    assert Path("picture.png").stat().st_size > 10_000
