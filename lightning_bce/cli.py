@@ -5,6 +5,7 @@ Only introduces the parts to each other: the data's labels to the model, the che
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -20,6 +21,7 @@ from typing import Any
 import lightning.pytorch as pl
 import lightning.pytorch.loggers as _loggers
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -86,6 +88,7 @@ class BinaryCLI(LightningCLI):
         # A range such as -14: reads as YAML with a number for a key, at which jsonargparse 4.53 raises a
         # TypeError; in a list it is a string.
         self._given = [re.sub(r"=(-?\d+:)$", r'=["\1"]', a) for a in (sys.argv[1:] if args is None else args)]
+        self._stated = _stated(self._given)
         self._classifier = model_class
         self._checkpoint: dict[str, Any] | None = None
         self._changes: dict[str, Any] = {}
@@ -133,7 +136,10 @@ class BinaryCLI(LightningCLI):
             ("model.model.init_args.in_features", "num_features", None),
             ("model.model.init_args.out_features", "num_labels", 1),
         ):
-            parser.link_arguments("data", target, partial(self._of_data, attribute, default), apply_on="instantiate")
+            # A link's target cannot be given by hand, so that only what nobody said is linked.
+            if target.replace(".init_args", "") not in self._stated:
+                link = partial(self._of_data, attribute, default)
+                parser.link_arguments("data", target, link, apply_on="instantiate")
 
     def _of_data(self, attribute: str, default: Any, data: pl.LightningDataModule) -> Any:
         state = (self._checkpoint or {}).get(type(data).__qualname__)
@@ -148,8 +154,10 @@ class BinaryCLI(LightningCLI):
         path = _value_of("--ckpt_path", self._given)
         if path is None:
             self.config = parser.parse_args(self._given)
-            if self.config["subcommand"] != "fit":
+            path = self.config[self.config["subcommand"]].get("ckpt_path")  # of a YAML file
+            if path is None and self.config["subcommand"] != "fit":
                 parser.error(f"--ckpt_path is missing: {self.config['subcommand']} needs a trained model.")
+        if path is None:
             return
         self._checkpoint = _read_checkpoint(path, parser)
         subcommand, given = self._given[0], self._given[1:]
@@ -226,14 +234,9 @@ class BinaryCLI(LightningCLI):
         if self.config["fit"]["test_after_fit"] and self._has_test():
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
             self._report("test")
-        if self.trainer.is_global_zero:
-            print(
-                "\n".join(
-                    f"{what}: {where}"
-                    for what, where in (("checkpoint", best), ("logs", self.trainer.log_dir))
-                    if where
-                )
-            )
+        for what, where in (("checkpoint", best), ("logs", self.trainer.log_dir)):
+            if where and self.trainer.is_global_zero:
+                print(f"{what}: {where}")
 
     def after_test(self) -> None:
         """Print the results."""
@@ -244,8 +247,9 @@ class BinaryCLI(LightningCLI):
         self._report("val")
 
     def _has_test(self) -> bool:
-        loaders = self.datamodule.test_dataloader() if _overrides(self.datamodule, "test_dataloader") else []
-        return not isinstance(loaders, list) or len(loaders) > 0
+        if isinstance(self.datamodule, _data.BinaryDataModule):
+            return self.datamodule.test_dataloader() != []
+        return type(self.datamodule).test_dataloader is not pl.LightningDataModule.test_dataloader
 
     def _report(self, stage: str) -> None:
         """Print what was logged, without the values of single labels, which the loss table shows."""
@@ -275,8 +279,24 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
     BinaryCLI(model_class, args)
 
 
-def _overrides(data: pl.LightningDataModule, name: str) -> bool:
-    return getattr(type(data), name) is not getattr(pl.LightningDataModule, name)
+def _stated(arguments: Sequence[str]) -> set[str]:
+    """Return the dotted names of all that flags and YAML files say, without "init_args"."""
+    stated: set[str] = set()
+
+    def walk(value: Any, name: str) -> None:
+        for key, item in value.items() if isinstance(value, dict) else ():
+            inner = name if key == "init_args" else f"{name}.{key}".lstrip(".")
+            stated.add(inner)
+            walk(item, inner)
+
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        stated.add(flag.lstrip("-").replace(".init_args", ""))
+        if flag in ("--config", "-c"):
+            path = value if equals else arguments[index + 1] if index + 1 < len(arguments) else ""
+            with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says it better
+                walk(yaml.safe_load(Path(path).read_text(encoding="utf-8")), "")
+    return stated
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import polars
 import pytest
 import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
@@ -17,6 +18,7 @@ import yaml
 
 from lightning_bce import BinaryClassifier, FocalLoss
 from lightning_bce.cli import main
+from lightning_bce.data import TableDataModule
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 TABLE = ["--data=TableDataModule", "--data.path=table.csv", "--data.positive=yes", "--data.batch_size=33"]
@@ -120,8 +122,7 @@ def test_predict_from_the_checkpoint_alone_gives_the_probabilities_of_the_run():
     assert predictions() == predictions("again.csv")
     assert len(predictions()) == 257 and [row["id"] for row in predictions()] == [str(i) for i in range(257)]
 
-    from lightning_bce.data import TableDataModule  # the same in Python, without the command
-
+    # The same in Python, without the command.
     content = torch.load(checkpoint, weights_only=True)
     data = TableDataModule("table.csv", positive="yes", predict_path="new.csv")
     data.restore(content["TableDataModule"])
@@ -156,6 +157,50 @@ def test_a_flag_changes_a_single_value_of_the_checkpoint():
     main(["predict", f"--ckpt_path={checkpoint}", "--model.threshold=0.01", *QUIET])
     decisions = [(float(row["probability"]) > 0.01, row["decision"] == "1") for row in predictions()]
     assert all(expected == written for expected, written in decisions) and any(written for _, written in decisions)
+
+
+def test_a_checkpoint_may_be_named_in_yaml(capsys):
+    checkpoint = fit(*TABLE, "--model.loss=FocalLoss", "--model.model.hidden=[7]")
+    content = {"ckpt_path": str(checkpoint), "model": {"threshold": 0.1}}
+    content["data"] = {"class_path": "TableDataModule", "init_args": {"path": "table.csv", "positive": "yes"}}
+    Path("test.yaml").write_text(yaml.safe_dump(content))
+    capsys.readouterr()
+    main(["test", "--config=test.yaml", *QUIET])
+    assert "FocalLoss" in capsys.readouterr().out
+
+
+def test_a_checkpoint_born_in_python_is_tested_and_predicts_by_the_command(capsys):
+    data = TableDataModule("table.csv", positive="yes")
+    model = torch.nn.Sequential(torch.nn.Linear(data.num_features, 7), torch.nn.ReLU(), torch.nn.Linear(7, 1))
+    classifier = BinaryClassifier(model, FocalLoss(gamma=1.0), class_names=data.class_names)
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(classifier, data)
+    expected = torch.cat([part["probability"] for part in trainer.predict(classifier, data)])
+    main(["predict", f"--ckpt_path={trainer.checkpoint_callback.best_model_path}", *QUIET])
+    written = torch.tensor([float(row["probability"]) for row in predictions()])
+    assert torch.equal(written, expected)
+
+
+def test_a_data_module_of_other_people_needs_no_attributes(folder):
+    (folder / "foreign_of_the_cli_test.py").write_text(
+        "import lightning.pytorch as pl\n"
+        "import torch\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "class Foreign(pl.LightningDataModule):\n"
+        "    def setup(self, stage):\n"
+        "        x = torch.randn(66, 3)\n"
+        "        self.rows = TensorDataset(x, (x[:, 0] > 1).float())\n"
+        "    def train_dataloader(self):\n"
+        "        return DataLoader(self.rows, batch_size=16)\n"
+        "    val_dataloader = test_dataloader = train_dataloader\n"
+    )
+    checkpoint = fit(
+        "--data=foreign_of_the_cli_test.Foreign", "--model.model=torch.nn.Linear", "--model.model.bias=false",
+        "--model.model.in_features=3", "--model.model.out_features=1",
+    )  # fmt: skip
+    assert isinstance(BinaryClassifier.load_from_checkpoint(checkpoint).model, torch.nn.Linear)
 
 
 def test_a_resumed_run_goes_on_with_the_loss_of_the_checkpoint():
@@ -244,6 +289,13 @@ def test_no_argument_of_a_data_module_is_without_help(name, capsys):
     with pytest.raises(SystemExit):
         main(["fit", f"--data.help={name}"])
     undocumented(capsys.readouterr().out)
+
+
+def test_no_argument_of_the_command_is_without_help(capsys):
+    for subcommand in ("fit", "validate", "test", "predict"):
+        with pytest.raises(SystemExit):
+            main([subcommand, "--help"])
+        undocumented(capsys.readouterr().out)
 
 
 def undocumented(shown: str) -> None:

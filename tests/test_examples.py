@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -27,15 +27,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch):
-    """Import a file of examples/ under its own name, so that a checkpoint can name its classes."""
+    """Import a file of examples/ as a user in the repository's folder does."""
+    monkeypatch.syspath_prepend(ROOT)
 
     def load(name: str) -> ModuleType:
-        found = importlib.util.spec_from_file_location(f"examples.{name}", ROOT / "examples" / f"{name}.py")
-        assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        monkeypatch.setitem(sys.modules, f"examples.{name}", module)
-        found.loader.exec_module(module)
-        return module
+        return importlib.import_module(f"examples.{name}")
 
     return load
 
