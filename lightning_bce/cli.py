@@ -267,6 +267,8 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
         args: Arguments in place of those of the process.
         model_class: A subclass of BinaryClassifier, for a project's own command.
     """
+    if importlib.util.find_spec("jsonargparse") is None:
+        sys.exit("error: The command needs more than the library does: pip install 'lightning_bce[cli,data]'")
     # Advertisements for other packages.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
