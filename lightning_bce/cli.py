@@ -1,4 +1,4 @@
-"""The lightning-bce command: fit, validate, test and predict, configured by flags and YAML.
+"""The lightning-bce command: fit, validate, test and predict, configured by flags and YAML; plot draws losses.
 
 Only introduces the parts to each other: the data's labels to the model, the checkpoint's arguments to the module.
 """
@@ -29,6 +29,7 @@ import lightning_bce.data as _data
 from lightning_bce._version import __version__
 from lightning_bce.callbacks import PerClassLossMonitor, PredictionWriter
 from lightning_bce.classifier import BinaryClassifier
+from lightning_bce.plot_command import plot
 from lightning_bce.spec import SpecError
 from lightning_bce.suggest import nearest_flag, nearest_name, shortened
 
@@ -278,7 +279,11 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
     # A console script does not look in the current folder, where a user's own losses and models are.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    BinaryCLI(model_class, args)
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["plot"]:
+        plot(given[1:])
+    else:
+        BinaryCLI(model_class, args)
 
 
 def _stated(arguments: Sequence[str]) -> set[str]:

@@ -19,9 +19,11 @@ FLOORS = {
     "metrics": 1,
     "models": 2,
     "data": 2,
+    "plotting": 2,
     "suggest": 2,
     "callbacks": 3,
     "classifier": 3,
+    "plot_command": 3,
     "cli": 4,
     "__main__": 5,
 }
