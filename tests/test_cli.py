@@ -276,7 +276,19 @@ def test_schedulers_and_optimizers_are_known_by_their_short_names():
     assert hyper_parameters["lr_scheduler"]["init_args"]["step_size"] == 1
 
 
-@pytest.mark.parametrize("name", ["FocalLoss", "BCEWithLogitsLoss", "WeightedBCELoss", "BCEFocalLoss", "BCELoss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FocalLoss",
+        "BCEWithLogitsLoss",
+        "WeightedBCELoss",
+        "BCEFocalLoss",
+        "BCELoss",
+        "ZLPRLoss",
+        "TverskyLoss",
+        "PairwiseLoss",
+    ],
+)
 def test_no_argument_of_a_loss_is_without_help(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", f"--model.loss.help={name}"])

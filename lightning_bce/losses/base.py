@@ -64,6 +64,9 @@ class BinaryLoss(Recorded, nn.Module, ABC):
     input_space: ClassVar[Literal["logits", "probabilities"]] = "logits"
     """What the loss takes. `BinaryClassifier` applies the sigmoid for a loss on probabilities."""
 
+    per_element: ClassVar[bool] = True
+    """Whether an element has a loss of its own. Not so in a :class:`RowLoss`, such as Dice or a ranking."""
+
     def __init__(
         self,
         *,
@@ -160,9 +163,36 @@ class BinaryLoss(Recorded, nn.Module, ABC):
             valid = known if valid is None else valid & known
         return valid
 
+    def observed(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Return where the target holds a label that metrics can count, broadcastable; None means everywhere.
+
+        It is :meth:`valid`, unless the loss has a use for what is no label.
+        """
+        return self.valid(logits, target, mask)
+
+    def num_rows(self, num_labels: int) -> int:
+        """Return how many rows :meth:`sums` has: one for each label, unless the loss has no form by label."""
+        return num_labels
+
     def recheck(self) -> None:
         """Have the next batch count as the first one again, so that its values are checked."""
         self._checked = False
+
+    def __mul__(self, factor: float) -> BinaryLoss:
+        """Return this loss times a number, as a :class:`CombinedLoss` of one term."""
+        from lightning_bce.losses.combined import scaled  # which is made of losses
+
+        return scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: BinaryLoss) -> BinaryLoss:
+        """Return the sum of two losses, a :class:`CombinedLoss`."""
+        from lightning_bce.losses.combined import combined
+
+        if not isinstance(other, BinaryLoss):
+            return NotImplemented
+        return combined(self, other)
 
     def extra_repr(self) -> str:
         """Return the arguments that were given."""
@@ -206,13 +236,13 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         if valid is not None:  # before the formula and after it: 0 * nan would be nan
             scores = torch.where(valid, scores, 0.0 if self.input_space == "logits" else 0.5)
             known = torch.where(valid, known, 0.0)
-        losses = self.elementwise(scores, known)
+        losses = self._of_known(scores, known, valid)
         self._check_contract(losses, scores)
         own = None if own is None else own.to(losses.dtype)
         if own is not None and valid is not None:
             own = torch.where(valid, own, 0.0)
         if self.class_weight is not None:
-            losses = losses * self._per_label(self.class_weight, logits).to(losses.dtype)
+            losses = losses * per_label("class_weight", self.class_weight, logits).to(losses.dtype)
         if own is not None:
             losses = losses * own
         if valid is not None:
@@ -231,18 +261,25 @@ class BinaryLoss(Recorded, nn.Module, ABC):
             counts = valid.to(losses.dtype)
         return losses, counts, known
 
+    def _of_known(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """Return :meth:`elementwise`; for a loss in which an element's depends on what else is known, more."""
+        return self.elementwise(logits, target)
+
     def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
         if self.validate == "off" or (self.validate == "first_batch" and self._checked):
             return
         if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
             return  # a look at the values would break the graph
+        self._refuse_values(logits, target, weight, valid)
+        self._checked = target.numel() > 0
+
+    def _refuse_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
         check_target_values(target, valid)
         if self.input_space == "probabilities":
             check_probabilities(logits, valid)
         if weight is not None:
             fitted = fit_weight("weight", weight, logits).expand(logits.shape)
             check_factor("weight", fitted if valid is None else fitted[valid.expand(logits.shape)])
-        self._checked = target.numel() > 0
 
     def _check_contract(self, losses: Any, scores: Tensor) -> None:
         if isinstance(losses, Tensor) and losses.shape == scores.shape and losses.is_floating_point():
@@ -252,12 +289,6 @@ class BinaryLoss(Recorded, nn.Module, ABC):
             f"{type(self).__name__}.elementwise returned {what}; one floating-point loss for each element, shape "
             f"{tuple(scores.shape)}, was expected. Leave weights, masks and the mean to BinaryLoss."
         )
-
-    def _per_label(self, values: Tensor, logits: Tensor) -> Tensor:
-        labels = 1 if logits.ndim < 2 else logits.shape[1]
-        if len(values) != labels:
-            raise ValueError(f"`class_weight` has {len(values)} numbers and the output {labels} label(s).")
-        return values.reshape(()) if logits.ndim < 2 else values.reshape(-1, *[1] * (logits.ndim - 2))
 
 
 def fit_weight(name: str, weight: Tensor, logits: Tensor) -> Tensor:
@@ -282,6 +313,21 @@ def fit_weight(name: str, weight: Tensor, logits: Tensor) -> Tensor:
         f"`{name}` has shape {tuple(weight.shape)} and the output {tuple(logits.shape)}; expected (N,) for one value "
         f"per sample, or the output's shape with ones where it repeats. {advice}"
     )
+
+
+def per_label(name: str, values: Tensor, logits: Tensor) -> Tensor:
+    """Return one number for each label (dimension 1) in a shape that broadcasts; a single number stays as it is.
+
+    Raises:
+        ValueError: If there are not as many numbers as labels.
+    """
+    if values.ndim == 0:
+        return values
+    labels = 1 if logits.ndim < 2 else logits.shape[1]
+    if values.ndim > 1 or len(values) != labels:
+        given = f"has {len(values)} numbers" if values.ndim == 1 else f"has shape {tuple(values.shape)}"
+        raise ValueError(f"`{name}` {given} and the output {labels} label(s).")
+    return values.reshape(()) if logits.ndim < 2 else values.reshape(-1, *[1] * (logits.ndim - 2))
 
 
 def check_constant(name: str, value: Tensor, logits: Tensor) -> None:

@@ -154,3 +154,91 @@ def check_at_least_zero(name: str, value: float) -> None:
         raise TypeError(f"`{name}` is {value!r}; a number of at least 0 was expected.")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a hyper-parameter that is not above 0, or is NaN, infinite or no number.
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {value!r}; a number above 0 was expected.")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"`{name}` is {value}; it must be finite and above 0.")
+
+
+def check_below_one(name: str, value: float) -> None:
+    """Refuse a number outside [0, 1).
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {value!r}; a number of at least 0 and below 1 was expected.")
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` is {value}; it must be at least 0 and below 1.")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        TypeError: With what came.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` is {value!r}; True or False was expected.")
+
+
+def check_from_minus_one(name: str, value: float) -> None:
+    """Refuse a number below -1, NaN, an infinite one or no number.
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {value!r}; a number of at least -1 was expected.")
+    if not math.isfinite(value) or value < -1:
+        raise ValueError(f"`{name}` is {value}; it must be finite and at least -1.")
+
+
+def check_at_least_one(name: str, value: float) -> None:
+    """Refuse a hyper-parameter below 1, NaN, an infinite one or no number.
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {value!r}; a number of at least 1 was expected.")
+    if not math.isfinite(value) or value < 1:
+        raise ValueError(f"`{name}` is {value}; it must be finite and at least 1.")
+
+
+def check_between_zero_and_one(name: str, value: float) -> None:
+    """Refuse a hyper-parameter outside [0, 1], both included.
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {value!r}; a number in [0, 1] was expected.")
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
+
+
+def check_below_zero(name: str, value: float) -> None:
+    """Refuse a hyper-parameter that is not negative, NaN, infinite or no number.
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` is {value!r}; a number below 0 was expected.")
+    if not math.isfinite(value) or value >= 0:
+        raise ValueError(f"`{name}` is {value}; it must be finite and below 0.")

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_at_least_zero, check_unit
-from lightning_bce.losses.stable import full_precision, power_of_miss
+from lightning_bce.losses.checks import check_at_least_zero, check_shapes, check_unit
+from lightning_bce.losses.quality_focal import quality_focal_loss
+from lightning_bce.losses.stable import (
+    by_target,
+    full_precision,
+    power_of_miss,
+    power_of_probability,
+    sides,
+    softplus,
+)
+
+SoftTargets = Literal["linear", "two_term", "quality"]
 
 
-def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    soft_targets: SoftTargets = "linear",
+) -> Tensor:
     r"""Return the focal loss of each element.
 
     .. math:: \mathrm{FL} = \alpha_t (1 - p_t)^\gamma \, \mathrm{BCE}, \quad
               p_t = y p + (1 - y)(1 - p), \quad \alpha_t = \alpha y + (1 - \alpha)(1 - y)
 
-    For soft targets ``p_t`` is this linear mixture, as in torchvision; the loss is then no proper score and pushes
-    the probability beyond the target.
+    For hard labels every library agrees. For soft ones there are several definitions, and ``soft_targets`` names
+    which: with y = 0.7 and the default ``gamma`` the minima lie at p = 0.88, 0.58 and 0.70.
+
+    - "linear": ``p_t`` is the mixture above, as in torchvision. Pushes the probability beyond the target.
+    - "two_term": the losses of both sides are mixed, :math:`\alpha y \, \mathrm{FL}(p) + (1 - \alpha)(1 - y) \,
+      \mathrm{FL}(1 - p)`, as in kornia. Holds the probability short of the target.
+    - "quality": :math:`|y - p|` takes the place of :math:`1 - p_t`, as in :func:`quality_focal_loss`. The minimum lies
+      at the target.
 
     Args:
         logits: Scores before the sigmoid, any shape, floating point.
@@ -27,12 +50,15 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: flo
         gamma: Focus, at least 0. At 0 this is binary cross-entropy.
         alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1. The paper's
             0.25 goes with its gamma of 2, which already silences easy negatives.
+        soft_targets: One of "linear", "two_term", "quality": what the loss of a soft label is. The last two need a
+            ``gamma`` above 0.
 
     Returns:
         Losses in nats, the shape of ``logits``, in float32 or better.
 
     Raises:
-        ValueError: If the shapes differ, ``gamma`` is negative or ``alpha`` outside [0, 1].
+        ValueError: If the shapes differ, ``gamma`` is negative, ``alpha`` outside [0, 1], or ``soft_targets`` unknown
+            or without effect.
 
     Example:
         >>> import torch
@@ -42,15 +68,43 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: flo
     References:
         Lin et al., Focal Loss for Dense Object Detection, ICCV 2017. https://arxiv.org/abs/1708.02002
     """
-    check_at_least_zero("gamma", gamma)
-    check_unit("alpha", alpha)
-    losses = bce_with_logits(logits, target)
-    labels = target.to(losses.dtype)
-    if gamma > 0:
-        losses = power_of_miss(full_precision(logits), labels, gamma) * losses
+    _check(gamma, alpha, soft_targets)
+    if soft_targets == "two_term":
+        return _two_terms(logits, target, gamma, alpha)
+    labels = target.to(full_precision(logits).dtype)
+    if soft_targets == "quality":
+        losses = quality_focal_loss(logits, target, beta=gamma)
+    else:
+        losses = bce_with_logits(logits, target)
+        if gamma > 0:
+            losses = power_of_miss(full_precision(logits), labels, gamma) * losses
     if alpha is not None:
         losses = (alpha * labels + (1 - alpha) * (1 - labels)) * losses
     return losses
+
+
+def _two_terms(logits: Tensor, target: Tensor, gamma: float, alpha: float | None) -> Tensor:
+    check_shapes(logits, target)
+    scores = full_precision(logits)
+    labels = target.to(scores.dtype)
+    of_positives, of_negatives = sides(scores, labels)
+    positive = power_of_probability(-of_positives, gamma) * softplus(-of_positives)
+    negative = power_of_probability(of_negatives, gamma) * softplus(of_negatives)
+    if alpha is not None:
+        positive, negative = alpha * positive, (1 - alpha) * negative
+    return by_target(labels, positive, negative)
+
+
+def _check(gamma: float, alpha: float | None, soft_targets: SoftTargets) -> None:
+    check_at_least_zero("gamma", gamma)
+    check_unit("alpha", alpha)
+    if soft_targets not in get_args(SoftTargets):
+        raise ValueError(f"`soft_targets` is {soft_targets!r}; expected one of {', '.join(get_args(SoftTargets))}.")
+    if soft_targets != "linear" and gamma == 0:
+        raise ValueError(
+            f"`soft_targets` is {soft_targets!r} and `gamma` 0: without focus there is one cross-entropy of soft "
+            "targets only. Leave `soft_targets` out, or give a `gamma` above 0."
+        )
 
 
 class FocalLoss(BinaryLoss):
@@ -59,10 +113,12 @@ class FocalLoss(BinaryLoss):
     Args:
         gamma: Focus, at least 0. At 0 this is binary cross-entropy.
         alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1.
+        soft_targets: One of "linear", "two_term", "quality": what the loss of a soft label is. The last two need a
+            ``gamma`` above 0.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
 
     Raises:
-        ValueError: If ``gamma`` is negative or ``alpha`` outside [0, 1].
+        ValueError: If ``gamma`` is negative, ``alpha`` outside [0, 1], or ``soft_targets`` unknown or without effect.
 
     Example:
         >>> import torch
@@ -70,13 +126,20 @@ class FocalLoss(BinaryLoss):
         tensor(0.0875)
     """
 
-    def __init__(self, *, gamma: float = 2.0, alpha: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        alpha: float | None = None,
+        soft_targets: SoftTargets = "linear",
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        check_at_least_zero("gamma", gamma)
-        check_unit("alpha", alpha)
+        _check(gamma, alpha, soft_targets)
         self.gamma = gamma
         self.alpha = alpha
+        self.soft_targets: SoftTargets = soft_targets
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`focal_loss`."""
-        return focal_loss(logits, target, gamma=self.gamma, alpha=self.alpha)
+        return focal_loss(logits, target, gamma=self.gamma, alpha=self.alpha, soft_targets=self.soft_targets)

@@ -63,21 +63,70 @@ def power_of_miss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
         lead > 0, log_soft - softplus(logits) + softplus(-lead), log_rest - softplus(-logits) + softplus(lead)
     )
     log_miss = torch.where(hard, -softplus(of_hard), of_soft)
-    # Through the logarithm: as a power it rounds to 0, and for gamma < 1 its gradient to nan.
-    smooth = (gamma * log_miss).exp()
+    mixed = soft * torch.sigmoid(-logits) + (1 - soft) * torch.sigmoid(logits)
+    return power(torch.where(hard, torch.sigmoid(-of_hard), mixed), log_miss, gamma)
+
+
+def power_of_probability(logits: Tensor, exponent: float) -> Tensor:
+    r"""Return :math:`\sigma(x)^k` for an exponent of at least 0; with ``-logits`` it is :math:`(1 - p)^k`.
+
+    Like :func:`power_of_miss` of a hard label, finite with all derivatives and exact.
+    """
+    if exponent == 0:
+        return torch.ones_like(logits)
+    return power(torch.sigmoid(logits), -softplus(-logits), exponent)
+
+
+def falling_power(logits: Tensor, exponent: float) -> Tensor:
+    r"""Return :math:`(1 - \sigma(x)^k) / k` for an exponent above 0, exact with all derivatives on both sides."""
+    # By expm1 where p^k is near 1, which would cancel; its own gradient cancels where p^k is near 0. And where even
+    # k log p has no digits left, by the series in it.
+    losses = softplus(-logits)
+    scaled = exponent * losses
+    tiny, near = scaled < 1e-5, scaled < 0.5
+    of_tiny, of_near = torch.where(tiny, losses, 0.0), torch.where(near, scaled, 0.25)
+    series = of_tiny * (1 - exponent * of_tiny / 2 * (1 - exponent * of_tiny / 3))
+    beyond = torch.where(near, -torch.expm1(-of_near), 1 - power_of_probability(logits, exponent))
+    return torch.where(tiny, series, beyond / exponent)
+
+
+def power(base: Tensor, log_base: Tensor, exponent: float) -> Tensor:
+    """Return ``base ** exponent`` with the derivatives of ``(exponent * log_base).exp()``."""
+    # Through the logarithm: as a power it rounds to 0, and for an exponent below 1 its gradient to nan.
+    smooth = (exponent * log_base).exp()
     # But a product of 40 is rounded by 2e-6, which is then the relative error of its exponential. The power itself
     # has none of that: it corrects the value, and with it every derivative, by a factor that is 1 to within 1e-5.
-    mixed = soft * torch.sigmoid(-logits) + (1 - soft) * torch.sigmoid(logits)
-    miss = torch.where(hard, torch.sigmoid(-of_hard), mixed).detach()
-    tiny = torch.finfo(miss.dtype).tiny
-    rounded = _in_dtype(gamma, miss.dtype)
-    exact = miss.pow(rounded) * ((gamma - rounded) * log_miss.detach()).exp()
+    base = base.detach()
+    tiny = torch.finfo(base.dtype).tiny
+    rounded = in_dtype(exponent, base.dtype)
+    exact = base.pow(rounded) * ((exponent - rounded) * log_base.detach()).exp()
     near = smooth.detach()
-    factor = torch.where((miss >= tiny) & (near >= tiny), exact / near.clamp(min=tiny), 1.0)
+    factor = torch.where((base >= tiny) & (near >= tiny), exact / near.clamp(min=tiny), 1.0)
     return smooth * factor
 
 
-def _in_dtype(value: float, dtype: torch.dtype) -> float:
+def probability(logits: Tensor) -> Tensor:
+    """Return the sigmoid with an exact gradient; torch's is ``p * (1 - p)``, which is 0 where p rounds to 1."""
+    return torch.where(logits < 0, torch.sigmoid(logits), 1 - torch.sigmoid(-logits))
+
+
+def residual(logits: Tensor, target: Tensor) -> Tensor:
+    """Return ``p - target`` to full accuracy on both sides: at a large logit it is the small difference of two rests.
+
+    The derivatives are exact too.
+    """
+    return torch.where(logits < 0, torch.sigmoid(logits) - target, (1 - target) - torch.sigmoid(-logits))
+
+
+def sides(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of the positive and of the negative term, 0 where a hard label leaves the term out.
+
+    What :func:`by_target` leaves out can be infinite, and its gradient of 0 then becomes a NaN in any product.
+    """
+    return torch.where(target == 0, 0.0, logits), torch.where(target == 1, 0.0, logits)
+
+
+def in_dtype(value: float, dtype: torch.dtype) -> float:
     """Return the float32 nearest to ``value`` for float32 arithmetic, in Python, so that compiled code can fold it."""
     if dtype != torch.float32 or value == 0:
         return value

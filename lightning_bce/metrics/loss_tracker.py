@@ -38,7 +38,8 @@ class LossTracker(Metric):
     Args:
         loss: Computes the sums from logits and targets, and tells trackers of different losses apart. None takes
             :class:`LossSums` only.
-        num_labels: Rows of the sums: the number of labels C.
+        num_labels: The number of labels C. Sums have a row for each; those of a loss without a form by label have one
+            for all, which the tracker learns from the loss. Without a loss it is the number of rows.
         **kwargs: Options of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -74,6 +75,7 @@ class LossTracker(Metric):
             )
         if num_labels < 1:
             raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
+        num_labels = num_labels if loss is None else loss.num_rows(num_labels)
         self.loss = loss
         self.num_labels = num_labels
         for name in ("loss_sum", "weight_sum"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -16,12 +17,24 @@ from mpmath import mp, mpf
 from torch import Tensor
 
 import lightning_bce
-from lightning_bce.losses import BinaryLoss
+from lightning_bce.losses import BinaryLoss, RowLoss
 
 PROGRAMS = ("lightning_bce.cli", "lightning_bce.__main__")  # they introduce parts to each other and hold no loss
 
 # Arguments of the losses that cannot be made without any.
-REQUIRED: dict[str, dict[str, Any]] = {}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "DistributionBalancedLoss": {"counts": 40, "total": 257},
+    "LogitAdjustedLoss": {"prior": 0.2},
+    "MarginBCELoss": {"counts": 40},
+    # Its factor depends on which labels of a sample are known, which a loop over the elements cannot see.
+    "PartialLabelBCELoss": {"slope": 0.0, "offset": 1.0},
+    "UnobservedBCELoss": {"unobserved": -2},  # -1, its default, is among the values that every loss has to refuse
+}
+
+# By the paper's own formula a wrong prediction costs no more than a finite value, on one side at least.
+BOUNDED = {"AsymmetricLoss", "BiTemperedLoss", "BrierLoss", "GeneralizedCELoss", "HillLoss"}
+# They count a hard label as a soft one: the minimum lies at a finite logit.
+SOFTENING = {"SmoothedBCELoss"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +48,24 @@ class Case:
         return self.cls.input_space == "logits"
 
     @property
+    def bounded(self) -> bool:
+        return self.cls.__name__ in BOUNDED
+
+    @property
+    def softens(self) -> bool:
+        return self.cls.__name__ in SOFTENING
+
+    @property
     def function(self) -> Callable[..., Tensor]:
         """The pure function that ``elementwise`` calls."""
         named = [vars(sys.modules[self.cls.__module__]).get(name) for name in self.cls.elementwise.__code__.co_names]
         (function,) = [f for f in named if inspect.isfunction(f)]
-        return function
+
+        @functools.wraps(function)  # its signature stays the one that was written
+        def called(*args: Any, **options: Any) -> Tensor:
+            return function(*args, **(REQUIRED.get(self.cls.__name__, {}) | options))
+
+        return called
 
     def make(self, **options: Any) -> BinaryLoss:
         return self.cls(**(REQUIRED.get(self.cls.__name__, {}) | options))
@@ -74,7 +100,7 @@ def _below(base: type[BinaryLoss]) -> Iterator[type[BinaryLoss]]:
         yield from _below(cls)
 
 
-CASES = [Case(cls) for cls in concrete_losses()]
+CASES = [Case(cls) for cls in concrete_losses() if cls.per_element]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.cls.__name__)
@@ -85,6 +111,77 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def cases() -> list[Case]:
     return CASES
+
+
+# -- losses of rows ---------------------------------------------------------------------------------------------------
+
+# Beside the defaults: the options that make a row something else, or the formula another one.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "DiceLoss": [{"smooth": 0.0}, {"batch": False}],
+    "JaccardLoss": [{"smooth": 0.0, "batch": False}],
+    "PairwiseLoss": [{"surrogate": "logistic"}, {"surrogate": "squared_hinge", "margin": 2.5, "batch": True}],
+    "SoftF1Loss": [{"beta": 3.0, "eta": 0.5, "smooth": 1.0}],
+    "TverskyLoss": [{"gamma": 0.75, "smooth": 0.0}, {"gamma": 1.5, "batch": False}],
+}
+
+
+@dataclass(frozen=True)
+class RowCase:
+    """A class of RowLoss with some arguments."""
+
+    cls: type[RowLoss]
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def rows(self) -> str:
+        return self.make().rows
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether one label alone is refused."""
+        return self.rows != "label" and self.cls.__name__ == "PairwiseLoss"
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """The pure function, named like the class."""
+        named = vars(sys.modules[self.cls.__module__])
+        (function,) = [f for name, f in named.items() if name.replace("_", "") == self.cls.__name__.lower()]
+        return function
+
+    def make(self, **options: Any) -> RowLoss:
+        return self.cls(**(dict(self.arguments) | options))
+
+    def logits(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return 2 * torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    def target(self, *shape: int) -> Tensor:
+        """Hard labels, both sides of which are in the first two of each row and of each column."""
+        labels = torch.randint(0, 2, shape).double()
+        labels[0] = 1 - labels[1]
+        if len(shape) > 1 and shape[1] > 1:
+            labels[:, 0] = 1 - labels[:, 1]
+        return labels
+
+    def __str__(self) -> str:
+        return "-".join([self.cls.__name__, *(f"{name}={value}" for name, value in self.arguments)])
+
+
+ROW_CASES = [
+    RowCase(cls, tuple(arguments.items()))
+    for cls in concrete_losses()
+    if issubclass(cls, RowLoss)
+    for arguments in [{}, *VARIANTS.get(cls.__name__, [])]
+]
+
+
+@pytest.fixture
+def row_cases() -> list[RowCase]:
+    return ROW_CASES
+
+
+@pytest.fixture(params=ROW_CASES, ids=str)
+def row_case(request: pytest.FixtureRequest) -> RowCase:
+    return request.param
 
 
 # -- references to 50 digits ------------------------------------------------------------------------------------------
@@ -120,6 +217,39 @@ class Exact:
         errors = [abs(g - e) / s for g, e, s in zip(got.tolist(), exact, scale or exact, strict=True) if abs(e) > tiny]
         assert len(errors) > len(exact) / 4
         return float(max(errors))
+
+    @staticmethod
+    def sides(
+        positive: Callable[[mpf], mpf], negative: Callable[[mpf], mpf], logit: float, label: float
+    ) -> tuple[mpf, mpf, mpf]:
+        """Value, slope and terms of ``label * positive(logit) + (1 - label) * negative(logit)``."""
+        with mp.workdps(50 + int(abs(logit))):  # a slope of exp(-700) is the difference of two values near 1
+            z, parts = mpf(logit), [(w, f) for w, f in ((mpf(label), positive), (1 - mpf(label), negative)) if w]
+            slopes = [w * mp.diff(f, z) for w, f in parts]
+            return mp.fsum(w * f(z) for w, f in parts), mp.fsum(slopes), mp.fsum(map(abs, slopes))
+
+    @classmethod
+    def errors(
+        cls,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        reference: Callable[[float, float], tuple[mpf, ...]],
+        label: float,
+        dtype: torch.dtype,
+    ) -> float:
+        """The worst relative error of value and gradient over all logits that matter.
+
+        The reference gives value, slope and the slope's terms, and the value's too where it is itself a difference.
+        """
+        reach = 87.0 if dtype == torch.float32 else 700.0
+        count = 129 if dtype == torch.float32 else 49  # to 700 digits the reference is slow
+        logits = torch.cat([torch.linspace(-reach, reach, count), torch.linspace(-9, 9, count)])
+        logits = logits.to(dtype).requires_grad_()
+        target = torch.full_like(logits, label)
+        losses = loss(logits, target)
+        (gradient,) = torch.autograd.grad(losses.sum(), logits)
+        exact = [reference(z, target[0].item()) for z in logits.tolist()]
+        values, slopes, terms, *scale = zip(*exact, strict=True)
+        return max(cls.worst(losses, values, *scale), cls.worst(gradient, slopes, terms))
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """Focal loss: the paper's formula, written naively and to 50 digits, and its limits."""
 
 import math
+import re
 
 import pytest
 import torch
+from mpmath import mp
 from torch.testing import assert_close
 
-from lightning_bce import FocalLoss, bce_with_logits, focal_loss
+from lightning_bce import FocalLoss, bce_with_logits, focal_loss, quality_focal_loss
 
 GAMMAS = [0.5, 1.0, 1.5, 2.0, 3.3, 5.0]
 
@@ -113,6 +115,73 @@ def test_a_wrong_hyper_parameter_is_refused_by_the_function_too():
     for wrong in ({"gamma": -1.0}, {"gamma": math.nan}, {"alpha": 1.1}, {"alpha": -0.1}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
             focal_loss(logits, target, **wrong)
+
+
+# -- soft targets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 3.3])
+@pytest.mark.parametrize("soft_targets", ["two_term", "quality"])
+def test_for_hard_labels_every_definition_is_the_same(soft_targets, gamma, alpha):
+    logits, target = 30 * torch.randn(257), torch.randint(0, 2, (257,)).float()
+    other = focal_loss(logits, target, gamma=gamma, alpha=alpha, soft_targets=soft_targets)
+    assert_close(other, focal_loss(logits, target, gamma=gamma, alpha=alpha), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 3.3])
+def test_of_soft_labels_each_definition_is_its_formula(gamma):
+    logits, target = 2 * torch.randn(257).double(), torch.rand(257).double()
+    p, weight = logits.sigmoid(), 0.25 * target + 0.75 * (1 - target)
+    two_terms = -0.25 * target * (1 - p) ** gamma * p.log() - 0.75 * (1 - target) * p**gamma * (1 - p).log()
+    assert_close(focal_loss(logits, target, gamma=gamma, alpha=0.25, soft_targets="two_term"), two_terms)
+    quality = weight * quality_focal_loss(logits, target, beta=gamma)
+    assert_close(focal_loss(logits, target, gamma=gamma, alpha=0.25, soft_targets="quality"), quality)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 3.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_two_terms_are_right_to_the_last_digits(exact, dtype, gamma):
+    def reference(logit, label):
+        with mp.workdps(50):
+            sides = [(w, exact.focal(logit, y, gamma)) for w, y in ((mp.mpf(label), 1.0), (1 - mp.mpf(label), 0.0))]
+            return tuple(sum(w * f(x) for w, x in sides) for f in (lambda x: x[0], lambda x: x[1], lambda x: x[2]))
+
+    def loss(logits, target):
+        return focal_loss(logits, target, gamma=gamma, soft_targets="two_term")
+
+    assert exact.errors(loss, reference, 0.3, dtype) < (1e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize(("soft_targets", "place"), [("linear", 0), ("two_term", 1), ("quality", 2)])
+def test_for_a_soft_label_the_minimum_lies_where_the_docstring_says(soft_targets, place):
+    p = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    at = p[focal_loss(p.logit(), torch.full_like(p, 0.7), soft_targets=soft_targets).argmin()].item()
+    (told,) = re.findall(r"p = (\S+), (\S+) and (\S+)\.\n", focal_loss.__doc__)
+    assert f"{at:.2f}" == told[place]
+
+
+@pytest.mark.parametrize("soft_targets", ["two_term", "quality"])
+@pytest.mark.parametrize("label", [0.0, 1.0, 0.25])
+def test_every_definition_is_finite_at_the_extremes_and_infinite_for_an_infinite_mistake(soft_targets, label):
+    logits = torch.tensor([-1e4, 0.0, 1e4]).requires_grad_()
+    losses = focal_loss(logits, torch.full_like(logits, label), gamma=0.5, soft_targets=soft_targets)
+    (gradient,) = torch.autograd.grad(losses.sum(), logits, create_graph=True)
+    (curvature,) = torch.autograd.grad(gradient.sum(), logits)
+    assert all(values.isfinite().all() for values in (losses, gradient, curvature))
+    far = torch.tensor([-torch.inf, torch.inf])
+    costs = focal_loss(far, torch.full_like(far, label), soft_targets=soft_targets)
+    assert costs.tolist() == [0.0 if label == 0 else math.inf, 0.0 if label == 1 else math.inf]
+
+
+def test_an_unknown_definition_and_one_without_effect_are_refused():
+    for make in (FocalLoss, lambda **options: focal_loss(torch.zeros(1), torch.zeros(1), **options)):
+        for wrong in ("qfl", None, True):
+            with pytest.raises(ValueError, match="`soft_targets` is"):
+                make(soft_targets=wrong)
+        for name in ("two_term", "quality"):
+            with pytest.raises(ValueError, match="`gamma` 0"):
+                make(soft_targets=name, gamma=0.0)
 
 
 def test_ten_steps_separate_the_sides():
