@@ -10,6 +10,7 @@ from lightning_bce.losses import BCEWithLogitsLoss as BCEWithLogitsLoss
 from lightning_bce.losses import BinaryLoss as BinaryLoss
 from lightning_bce.losses import BiTemperedLoss as BiTemperedLoss
 from lightning_bce.losses import BrierLoss as BrierLoss
+from lightning_bce.losses import CombinedLoss as CombinedLoss
 from lightning_bce.losses import DiceLoss as DiceLoss
 from lightning_bce.losses import DistributionBalancedLoss as DistributionBalancedLoss
 from lightning_bce.losses import FocalLoss as FocalLoss

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
+from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
 from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
@@ -43,9 +43,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     """Trains, validates, tests and predicts a binary or multi-label model with a pluggable loss.
 
     It logs ``train_loss_step``, and once an epoch, exact over all samples and ranks: ``train_loss``, ``val_loss`` and
-    ``test_loss`` (the loss that is trained), ``val_log_loss`` (the plain cross-entropy in nats, comparable between
-    losses) and ``val_<Metric>``. AUROC and AveragePrecision average over the labels that have both classes, other
-    metrics over the labels of which something is known; without any they are NaN.
+    ``test_loss`` (the loss that is trained), ``val_loss/<term>`` of a combined loss, ``val_log_loss`` (the plain
+    cross-entropy in nats, comparable between losses) and ``val_<Metric>``. AUROC and AveragePrecision average over the
+    labels that have both classes, other metrics by label over those that are known; without any they are NaN.
 
     The checkpoint holds what is needed to build the module again: ``BinaryClassifier.load_from_checkpoint(path)``.
 
@@ -207,12 +207,19 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             )
         logits = self._match(self(inputs), target)
         scores = logits if self.loss.input_space == "logits" else torch.sigmoid(full_precision(logits))
-        sums = self.loss.sums(scores, target, weight, mask=mask)
+        terms: dict[str, LossSums] = {}
+        if isinstance(self.loss, CombinedLoss):
+            terms = self.loss.term_sums(scores, target, weight, mask=mask)
+            sums = self.loss.combine(terms)
+        else:
+            sums = self.loss.sums(scores, target, weight, mask=mask)
         loss = sums.loss.sum() if self.loss.reduction == "sum" else sums.mean()
         detached = sums.detach()
         if self._trainer is None or not self.trainer.sanity_checking:
             state = self._state(stage, dataloader_idx)
             state["loss"].update(detached)
+            for name, term in terms.items():
+                state[f"loss/{name}"].update(term.detach())
             if stage != "train":
                 self._update_metrics(state, logits.detach(), target, weight, mask, detached)
         return {"loss": loss, "logits": logits.detach(), "target": target, "sums": detached}
@@ -266,7 +273,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the exact loss of the epoch."""
-        self._log_value("train_loss", self._state("train", 0)["loss"].compute()["loss"], prog_bar=True)
+        self._log_loss_and_terms("train", self._state("train", 0), "")
 
     def on_validation_epoch_end(self) -> None:
         """Log the exact loss, the log-loss and the metrics of the validation set."""
@@ -280,7 +287,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def _state(self, stage: str, dataloader_idx: int) -> Any:
         key = f"{stage}_{dataloader_idx}"
         if key not in self._states:
-            parts: dict[str, nn.Module] = {"loss": LossTracker(num_labels=self.num_labels)}
+            parts: dict[str, nn.Module] = {"loss": LossTracker(num_labels=self.loss.num_rows(self.num_labels))}
+            for name, term in self._terms().items():
+                parts[f"loss/{name}"] = LossTracker(num_labels=term.num_rows(self.num_labels))
             if stage != "train":
                 parts["log_loss"] = LossTracker(num_labels=self.num_labels)
                 parts["metrics"] = self._metrics.clone()
@@ -305,19 +314,33 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     ) -> None:
         # Not `isinstance`: a subclass may have a formula of its own.
         plain = type(self.loss) is BCEWithLogitsLoss and self.loss.is_log_loss and weight is None
-        state["log_loss"].update(sums if plain else self._log_loss.sums(logits, target, mask=mask))
-        state["metrics"].add(logits, target, self.loss.valid(logits, target, mask))
+        observed = self.loss.observed(logits, target, mask)
+        state["log_loss"].update(sums if plain else self._log_loss.sums(logits, target, mask=observed))
+        state["metrics"].add(logits, target, observed)
 
     def _log_evaluation(self, stage: str, num_dataloaders: int) -> None:
         for index in range(num_dataloaders):
             suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
             state = self._state(stage, index)
             log_loss = state["log_loss"].compute()
-            self._log_value(f"{stage}_loss{suffix}", state["loss"].compute()["loss"], prog_bar=stage == "val")
+            self._log_loss_and_terms(stage, state, suffix)
             self._log_value(f"{stage}_log_loss{suffix}", log_loss["loss"])
             seen = (log_loss["negative_weight"] > 0, log_loss["positive_weight"] > 0)
             for name, value in state["metrics"].means(*seen).items():
                 self._log_value(f"{stage}_{name}{suffix}", value)
+
+    def _log_loss_and_terms(self, stage: str, state: Any, suffix: str) -> None:
+        loss = state["loss"].compute()["loss"]
+        terms = {name: state[f"loss/{name}"].compute()["loss"] for name in self._terms()}
+        if isinstance(self.loss, CombinedLoss):
+            # Exact over the set also where the terms count differently, which their common sums are not.
+            loss = torch.stack([self.loss.weights[name] * value for name, value in terms.items()]).sum()
+        self._log_value(f"{stage}_loss{suffix}", loss, prog_bar=stage != "test")
+        for name, value in terms.items():
+            self._log_value(f"{stage}_loss/{name}{suffix}", value)
+
+    def _terms(self) -> dict[str, BinaryLoss]:
+        return dict(self.loss.terms.items()) if isinstance(self.loss, CombinedLoss) else {}  # type: ignore[arg-type]
 
     def _log_value(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
         # Every rank holds the same value, because the metrics have added up their states; the mean keeps it and

@@ -12,6 +12,7 @@ from lightning_bce.losses.brier import brier_loss as brier_loss
 from lightning_bce.losses.class_counts import effective_number_weight as effective_number_weight
 from lightning_bce.losses.class_counts import inverse_frequency_weight as inverse_frequency_weight
 from lightning_bce.losses.class_counts import pos_weight_from_counts as pos_weight_from_counts
+from lightning_bce.losses.combined import CombinedLoss as CombinedLoss
 from lightning_bce.losses.dice import DiceLoss as DiceLoss
 from lightning_bce.losses.dice import dice_loss as dice_loss
 from lightning_bce.losses.distribution_balanced import DistributionBalancedLoss as DistributionBalancedLoss
