@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, check_constant
 from lightning_bce.losses.checks import Factor, check_shapes
-from lightning_bce.losses.stable import by_target, full_precision, softplus
+from lightning_bce.losses.stable import all_hard, by_target, full_precision, softplus
 
 
 def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
@@ -40,11 +41,18 @@ def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None
     """
     check_shapes(logits, target)
     scores = full_precision(logits)
+    labels = target.to(scores.dtype)
+    if all_hard(labels):
+        losses = softplus(torch.where(labels == 1, -scores, scores))
+        if pos_weight is not None:
+            check_constant("pos_weight", pos_weight, logits)
+            losses = torch.where(labels == 1, pos_weight.to(scores.dtype) * losses, losses)
+        return losses
     positive = softplus(-scores)
     if pos_weight is not None:
         check_constant("pos_weight", pos_weight, logits)
         positive = pos_weight.to(scores.dtype) * positive
-    return by_target(target.to(scores.dtype), positive, softplus(scores))
+    return by_target(labels, positive, softplus(scores))
 
 
 class BCEWithLogitsLoss(BinaryLoss):

@@ -20,6 +20,11 @@ else:  # what a command line can say: with the tensor, its help would list torch
     Factor = float | PerLabel
 
 
+def may_look() -> bool:
+    """Return whether Python may decide by a tensor's values: not in compiled code, nor in a function transform."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+
+
 def check_shapes(logits: Tensor, target: Tensor) -> None:
     """Refuse a target that has not exactly the shape of the logits.
 

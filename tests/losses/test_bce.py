@@ -171,3 +171,15 @@ def test_only_the_plain_mean_is_the_log_loss():
     assert BCEWithLogitsLoss().is_log_loss and BCEWithLogitsLoss(ignore_index=-1).is_log_loss
     for options in ({"weight": 1.0}, {"pos_weight": 2.0}, {"class_weight": [1.0]}, {"reduction": "sum"}):
         assert not BCEWithLogitsLoss(**options).is_log_loss
+
+
+@pytest.mark.parametrize("pos_weight", [None, torch.tensor([3.0, 0.25, 7.0])], ids=["plain", "weighted"])
+def test_hard_labels_give_the_same_bits_alone_and_beside_a_soft_one(pos_weight):  # alone they take a shorter way
+    logits = torch.cat([20 * torch.randn(85, 3), torch.tensor([[1e4, -1e4, 0.0]])]).requires_grad_()
+    target = torch.randint(0, 2, (86, 3)).float()
+    alone = bce_with_logits(logits, target, pos_weight=pos_weight)
+    among = bce_with_logits(
+        torch.cat([logits, torch.zeros(1, 3)]), torch.cat([target, torch.full((1, 3), 0.5)]), pos_weight=pos_weight
+    )[:-1]
+    slopes = [torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0] for losses in (alone, among)]
+    assert torch.equal(alone, among) and torch.equal(*slopes)

@@ -193,3 +193,15 @@ def test_ten_steps_separate_the_sides():
         FocalLoss(alpha=0.25)(logits, target).backward()
         optimizer.step()
     assert logits[target == 1].min() > 0 > logits[target == 0].max()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_hard_labels_give_the_same_bits_alone_and_beside_a_soft_one(gamma):  # alone they take a shorter way on the CPU
+    logits = torch.cat([20 * torch.randn(257), torch.tensor([1e4, -1e4, 0.0])]).requires_grad_()
+    target = labels("hard", 260).float()
+    beside = torch.cat([target, torch.tensor([0.5])])
+    alone = focal_loss(logits, target, gamma=gamma)
+    among = focal_loss(torch.cat([logits, torch.zeros(1)]), beside, gamma=gamma)[:-1]
+    assert torch.equal(alone, among)
+    slopes = [torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0] for losses in (alone, among)]
+    assert torch.equal(*slopes)
