@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_at_least_zero, check_below_one, check_flag, check_shapes
+from lightning_bce.losses.checks import check_flag, check_number, check_shapes
 from lightning_bce.losses.stable import (
     by_target,
     full_precision,
@@ -102,9 +102,9 @@ def _clipped(scores: Tensor, gamma: float, clip: float, detach_focus: bool) -> T
 
 
 def _check(gamma_neg: float, gamma_pos: float, clip: float, detach_focus: bool) -> None:
-    check_at_least_zero("gamma_neg", gamma_neg)
-    check_at_least_zero("gamma_pos", gamma_pos)
-    check_below_one("clip", clip)
+    check_number("gamma_neg", gamma_neg, at_least=0)
+    check_number("gamma_pos", gamma_pos, at_least=0)
+    check_number("clip", clip, at_least=0, below=1)
     check_flag("detach_focus", detach_focus)
     if detach_focus and gamma_neg == gamma_pos == 0:
         raise ValueError("`detach_focus` is True and both focuses are 0: there is nothing to detach. Leave it out.")

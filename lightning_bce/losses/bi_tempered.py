@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_at_least_one, check_between_zero_and_one, check_shapes
+from lightning_bce.losses.checks import check_number, check_shapes
 from lightning_bce.losses.stable import by_target, falling_power, full_precision, power_of_probability, sides, softplus
 
 _STEPS = 6  # of Newton's method, which doubles the digits in each
@@ -103,8 +103,8 @@ def _of_positive(logit: Tensor, r: float) -> Tensor:
 
 
 def _check(t1: float, t2: float) -> None:
-    check_between_zero_and_one("t1", t1)
-    check_at_least_one("t2", t2)
+    check_number("t1", t1, at_least=0, at_most=1)
+    check_number("t2", t2, at_least=1)
 
 
 class BiTemperedLoss(BinaryLoss):

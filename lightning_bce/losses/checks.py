@@ -132,59 +132,47 @@ def check_factor(name: str, value: float | Sequence[float] | Tensor | None) -> N
 
 
 def check_unit(name: str, value: float | None) -> None:
-    """Refuse a number outside [0, 1].
+    """Refuse a number outside [0, 1]; None passes.
 
     Raises:
         ValueError: With the number.
         TypeError: If it is no number.
     """
-    if value is None:
+    if value is not None:
+        check_number(name, value, at_least=0, at_most=1, advice=" To multiply the positives only, use `pos_weight`.")
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    advice: str = "",
+) -> None:
+    """Refuse a hyper-parameter that is no number, not finite or out of its bounds.
+
+    Raises:
+        ValueError: With the number and its bounds.
+        TypeError: If it is no number.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        number
+        and math.isfinite(value)
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (at_most is None or value <= at_most)
+        and (below is None or value < below)
+    ):
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number in [0, 1] was expected.")
-    if not 0 <= value <= 1:
-        raise ValueError(
-            f"`{name}` is {value}; it must lie in [0, 1]. To multiply the positives only, use `pos_weight`."
-        )
-
-
-def check_at_least_zero(name: str, value: float) -> None:
-    """Refuse a hyper-parameter that is negative, NaN, infinite or no number.
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number of at least 0 was expected.")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"`{name}` is {value}; it must be finite and at least 0.")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuse a hyper-parameter that is not above 0, or is NaN, infinite or no number.
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number above 0 was expected.")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"`{name}` is {value}; it must be finite and above 0.")
-
-
-def check_below_one(name: str, value: float) -> None:
-    """Refuse a number outside [0, 1).
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number of at least 0 and below 1 was expected.")
-    if not 0 <= value < 1:
-        raise ValueError(f"`{name}` is {value}; it must be at least 0 and below 1.")
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    said = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    if not number:
+        raise TypeError(f"`{name}` is {value!r}; a number of {said} was expected.")
+    raise ValueError(f"`{name}` is {value}; it must be finite and {said}.{advice}")
 
 
 def check_flag(name: str, value: bool) -> None:
@@ -195,55 +183,3 @@ def check_flag(name: str, value: bool) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` is {value!r}; True or False was expected.")
-
-
-def check_from_minus_one(name: str, value: float) -> None:
-    """Refuse a number below -1, NaN, an infinite one or no number.
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number of at least -1 was expected.")
-    if not math.isfinite(value) or value < -1:
-        raise ValueError(f"`{name}` is {value}; it must be finite and at least -1.")
-
-
-def check_at_least_one(name: str, value: float) -> None:
-    """Refuse a hyper-parameter below 1, NaN, an infinite one or no number.
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number of at least 1 was expected.")
-    if not math.isfinite(value) or value < 1:
-        raise ValueError(f"`{name}` is {value}; it must be finite and at least 1.")
-
-
-def check_between_zero_and_one(name: str, value: float) -> None:
-    """Refuse a hyper-parameter outside [0, 1], both included.
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number in [0, 1] was expected.")
-    if not 0 <= value <= 1:
-        raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
-
-
-def check_below_zero(name: str, value: float) -> None:
-    """Refuse a hyper-parameter that is not negative, NaN, infinite or no number.
-
-    Raises:
-        ValueError: With the number.
-        TypeError: If it is no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` is {value!r}; a number below 0 was expected.")
-    if not math.isfinite(value) or value >= 0:
-        raise ValueError(f"`{name}` is {value}; it must be finite and below 0.")

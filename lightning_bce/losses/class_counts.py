@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.checks import Factor, check_at_least_zero, check_factor
+from lightning_bce.losses.checks import Factor, check_factor, check_number
 
 SMALLEST = 0.5
 """What a count is raised to at least: half a sample is the usual stand-in for an event that was never seen."""
@@ -37,9 +37,9 @@ def pos_weight_from_counts(positives: Factor, total: Factor, *, power: float = 1
         >>> pos_weight_from_counts([500, 100, 0], 1000, cap=50.0)
         tensor([ 1.,  9., 50.], dtype=torch.float64)
     """
-    check_at_least_zero("power", power)
+    check_number("power", power, at_least=0)
     if cap is not None:
-        check_at_least_zero("cap", cap)
+        check_number("cap", cap, at_least=0)
         if cap == 0:
             raise ValueError("`cap` is 0, which would silence every positive; give a number above 0, or None.")
     seen, known = check_positives("positives", positives, total)
@@ -69,7 +69,7 @@ def inverse_frequency_weight(counts: Factor, *, power: float = 1.0) -> Tensor:
         >>> inverse_frequency_weight([100, 300])
         tensor([1.5000, 0.5000], dtype=torch.float64)
     """
-    check_at_least_zero("power", power)
+    check_number("power", power, at_least=0)
     return _with_mean_one(-power * check_counts("counts", counts).log())
 
 
@@ -101,7 +101,7 @@ def effective_number_weight(counts: Factor, *, beta: float = 0.999) -> Tensor:
         Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019.
         https://arxiv.org/abs/1901.05555
     """
-    check_at_least_zero("beta", beta)
+    check_number("beta", beta, at_least=0)
     if beta >= 1:
         raise ValueError(
             f"`beta` is {beta}; it must lie in [0, 1). Its limit at 1 is `inverse_frequency_weight(counts)`."

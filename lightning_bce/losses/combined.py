@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_at_least_zero
+from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.sums import LossSums
 
 _AVERAGES = ("mean", "weighted_mean", "batchmean")
@@ -70,7 +70,7 @@ class CombinedLoss(BinaryLoss):
             raise ValueError(f"`weights` names {', '.join(sorted(unknown))}; the terms are {', '.join(terms)}.")
         self.weights = {name: (weights or {}).get(name, 1.0) for name in terms}
         for name, weight in self.weights.items():
-            check_at_least_zero(f"weights[{name}]", weight)
+            check_number(f"weights[{name}]", weight, at_least=0)
         if not any(self.weights.values()):
             raise ValueError("All `weights` are 0: there is nothing to minimise.")
         self.terms = nn.ModuleDict(terms)
@@ -146,7 +146,7 @@ def scaled(loss: BinaryLoss, factor: float) -> CombinedLoss:
         ValueError: If the factor is negative or not finite.
         TypeError: If it is no number.
     """
-    check_at_least_zero("factor", factor)
+    check_number("factor", factor, at_least=0)
     if isinstance(loss, CombinedLoss):
         return CombinedLoss(loss._losses(), {name: factor * weight for name, weight in loss.weights.items()})
     return CombinedLoss({type(loss).__name__: loss}, {type(loss).__name__: factor})

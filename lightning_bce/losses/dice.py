@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_at_least_zero, check_flag
+from lightning_bce.losses.checks import check_flag, check_number
 from lightning_bce.losses.rows import RowLoss
 from lightning_bce.losses.tversky import overlap_rows
 
@@ -51,7 +51,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0, mask: Tens
         Milletari et al., V-Net, 2016. https://arxiv.org/abs/1606.04797.
         Wang et al., Dice Semimetric Losses, 2023, for soft labels. https://arxiv.org/abs/2303.16296.
     """
-    check_at_least_zero("smooth", smooth)
+    check_number("smooth", smooth, at_least=0)
     losses, counts = overlap_rows(logits, target, mask, 0.5, 0.5, 1.0, smooth / 2)
     return torch.where(counts, losses, 0.0)
 
@@ -79,7 +79,7 @@ class DiceLoss(RowLoss):
         check_flag("batch", batch)
         self.rows = "label" if batch else "sample"  # the base looks at it to refuse options
         super().__init__(**options)
-        check_at_least_zero("smooth", smooth)
+        check_number("smooth", smooth, at_least=0)
         self.smooth = smooth
         self.batch = batch
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, per_label
-from lightning_bce.losses.checks import Factor, check_at_least_zero, check_shapes
+from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import SMALLEST, check_positives
 from lightning_bce.losses.stable import by_target, full_precision, power_of_probability, sides, softplus
 
@@ -164,14 +164,14 @@ class DistributionBalancedLoss(BinaryLoss):
 
 
 def _check_options(*, alpha: float, **others: float) -> None:
-    check_at_least_zero("alpha", alpha)
+    check_number("alpha", alpha, at_least=0)
     if alpha > 1:
         raise ValueError(
             f"`alpha` is {alpha}; it must lie in [0, 1]: it is added to a weight in [0, 1], which it would drown. The "
             "steepness is `beta`."
         )
     for name, value in others.items():
-        check_at_least_zero(name, value)
+        check_number(name, value, at_least=0)
     for name, effect in (("beta", "all weights would be the same"), ("lam", "negatives would never be let go of")):
         if others[name] == 0:
             raise ValueError(f"`{name}` is 0, at which {effect}; it must be above 0.")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_at_least_zero, check_shapes, check_unit
+from lightning_bce.losses.checks import check_number, check_shapes, check_unit
 from lightning_bce.losses.quality_focal import quality_focal_loss
 from lightning_bce.losses.stable import (
     by_target,
@@ -96,7 +96,7 @@ def _two_terms(logits: Tensor, target: Tensor, gamma: float, alpha: float | None
 
 
 def _check(gamma: float, alpha: float | None, soft_targets: SoftTargets) -> None:
-    check_at_least_zero("gamma", gamma)
+    check_number("gamma", gamma, at_least=0)
     check_unit("alpha", alpha)
     if soft_targets not in get_args(SoftTargets):
         raise ValueError(f"`soft_targets` is {soft_targets!r}; expected one of {', '.join(get_args(SoftTargets))}.")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_between_zero_and_one, check_shapes
+from lightning_bce.losses.checks import check_number, check_shapes
 from lightning_bce.losses.stable import by_target, falling_power, full_precision, sides
 
 
@@ -42,7 +42,7 @@ def generalized_ce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
         Zhang and Sabuncu, Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels, NeurIPS
         2018. https://arxiv.org/abs/1805.07836
     """
-    check_between_zero_and_one("q", q)
+    check_number("q", q, at_least=0, at_most=1)
     if q == 0:
         return bce_with_logits(logits, target)
     check_shapes(logits, target)
@@ -70,7 +70,7 @@ class GeneralizedCELoss(BinaryLoss):
 
     def __init__(self, *, q: float = 0.7, **options: Any) -> None:
         super().__init__(**options)
-        check_between_zero_and_one("q", q)
+        check_number("q", q, at_least=0, at_most=1)
         self.q = q
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_at_least_one, check_at_least_zero, check_shapes
+from lightning_bce.losses.checks import check_number, check_shapes
 from lightning_bce.losses.stable import by_target, full_precision, power_of_probability, sides, softplus
 
 
@@ -70,9 +70,9 @@ def _negative(scores: Tensor, lamb: float) -> Tensor:
 
 
 def _check(lamb: float, margin: float, gamma: float) -> None:
-    check_at_least_one("lamb", lamb)
-    check_at_least_zero("margin", margin)
-    check_at_least_zero("gamma", gamma)
+    check_number("lamb", lamb, at_least=1)
+    check_number("margin", margin, at_least=0)
+    check_number("gamma", gamma, at_least=0)
 
 
 class HillLoss(BinaryLoss):

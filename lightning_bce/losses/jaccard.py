@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_at_least_zero, check_flag
+from lightning_bce.losses.checks import check_flag, check_number
 from lightning_bce.losses.rows import RowLoss
 from lightning_bce.losses.tversky import overlap_rows
 
@@ -50,7 +50,7 @@ def jaccard_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0, mask: T
         Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation, 2016.
         Wang et al., Jaccard Metric Losses, 2023, for soft labels. https://arxiv.org/abs/2302.05666.
     """
-    check_at_least_zero("smooth", smooth)
+    check_number("smooth", smooth, at_least=0)
     losses, counts = overlap_rows(logits, target, mask, 1.0, 1.0, 1.0, smooth)
     return torch.where(counts, losses, 0.0)
 
@@ -78,7 +78,7 @@ class JaccardLoss(RowLoss):
         check_flag("batch", batch)
         self.rows = "label" if batch else "sample"  # the base looks at it to refuse options
         super().__init__(**options)
-        check_at_least_zero("smooth", smooth)
+        check_number("smooth", smooth, at_least=0)
         self.smooth = smooth
         self.batch = batch
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_below_one, check_shapes
+from lightning_bce.losses.checks import check_number, check_shapes
 from lightning_bce.losses.stable import full_precision, softplus
 
 _DEFAULT = 0.1
@@ -75,7 +75,7 @@ def _amounts(smoothing: float | None, positive: float | None, negative: float | 
     given = {"smoothing": smoothing, "positive_smoothing": positive, "negative_smoothing": negative}
     for name, value in given.items():
         if value is not None:
-            check_below_one(name, value)
+            check_number(name, value, at_least=0, below=1)
     if positive is None and negative is None:
         half = (_DEFAULT if smoothing is None else smoothing) / 2
         return half, half

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, per_label
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import Factor, check_at_least_zero, check_factor, check_shapes
+from lightning_bce.losses.checks import Factor, check_factor, check_number, check_shapes
 from lightning_bce.losses.stable import full_precision
 
 
@@ -47,7 +47,7 @@ def logit_adjusted_bce(logits: Tensor, target: Tensor, *, prior: Factor, tau: fl
         The paper treats the softmax; this is the same step for independent labels.
     """
     check_shapes(logits, target)
-    check_at_least_zero("tau", tau)
+    check_number("tau", tau, at_least=0)
     if not isinstance(prior, Tensor):
         check_prior(prior)
         prior = torch.as_tensor(prior, dtype=torch.float64)
@@ -77,7 +77,7 @@ class LogitAdjustedLoss(BinaryLoss):
 
     def __init__(self, *, prior: Factor, tau: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        check_at_least_zero("tau", tau)
+        check_number("tau", tau, at_least=0)
         check_prior(prior)
         self._constant("prior", prior)
         self.tau = tau

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, per_label
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import Factor, check_at_least_zero, check_shapes
+from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import check_counts
 from lightning_bce.losses.stable import full_precision
 
@@ -53,7 +53,7 @@ def margin_bce(
         https://arxiv.org/abs/1906.07413
     """
     check_shapes(logits, target)
-    check_at_least_zero("max_margin", max_margin)
+    check_number("max_margin", max_margin, at_least=0)
     _check_scale(scale)
     if not isinstance(counts, Tensor):
         _check_label_counts(counts)
@@ -88,7 +88,7 @@ class MarginBCELoss(BinaryLoss):
 
     def __init__(self, *, counts: Factor, max_margin: float = 0.5, scale: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        check_at_least_zero("max_margin", max_margin)
+        check_number("max_margin", max_margin, at_least=0)
         _check_scale(scale)
         _check_label_counts(counts)
         self._constant("counts", counts)
@@ -101,7 +101,7 @@ class MarginBCELoss(BinaryLoss):
 
 
 def _check_scale(scale: float) -> None:
-    check_at_least_zero("scale", scale)
+    check_number("scale", scale, at_least=0)
     if scale == 0:
         raise ValueError("`scale` is 0, at which nothing is learnt; it must be above 0.")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_positive
+from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.rows import RowLoss, Rows, known_rows
 from lightning_bce.losses.stable import probability, residual
 from lightning_bce.losses.tversky import soft_counts
@@ -76,7 +76,7 @@ class MCCLoss(RowLoss):
 
     def __init__(self, *, smooth: float = 1e-5, **options: Any) -> None:
         super().__init__(**options)
-        check_positive("smooth", smooth)
+        check_number("smooth", smooth, above=0)
         self.smooth = smooth
 
     def rowwise(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class MCCLoss(RowLoss):
 
 
 def _rows(logits: Tensor, target: Tensor, mask: Tensor | None, smooth: float) -> tuple[Tensor, Tensor]:
-    check_positive("smooth", smooth)
+    check_number("smooth", smooth, above=0)
     scores, labels, valid = known_rows(logits, target, mask)
     # Parts of the row and not counts: the product of four counts of 1e10 is no float32.
     size = valid.sum(-1).clamp(min=1).to(scores.dtype)

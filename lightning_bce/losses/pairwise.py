@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_flag, check_positive
+from lightning_bce.losses.checks import check_flag, check_number
 from lightning_bce.losses.rows import RowLoss, known_rows, logsumexp_where
 from lightning_bce.losses.stable import softplus
 
@@ -122,7 +122,7 @@ def _check(surrogate: Surrogate, margin: float | None) -> None:
         raise ValueError(f"`surrogate` is {surrogate!r}; expected one of {', '.join(get_args(Surrogate))}.")
     if margin is None:
         return
-    check_positive("margin", margin)
+    check_number("margin", margin, above=0)
     if surrogate != "squared_hinge":
         raise ValueError(f"`margin` has no effect with the surrogate {surrogate!r}; it belongs to 'squared_hinge'.")
 

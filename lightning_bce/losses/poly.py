@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_at_least_zero, check_from_minus_one, check_shapes, check_unit
+from lightning_bce.losses.checks import check_number, check_shapes, check_unit
 from lightning_bce.losses.stable import by_target, full_precision, power_of_miss, sides, softplus
 
 _TERMS = 13  # of 1 / 16, which leaves less than the last digit of float64
@@ -81,8 +81,8 @@ def _without_first(z: Tensor) -> Tensor:
 
 
 def _check(epsilon: float, gamma: float, alpha: float | None) -> None:
-    check_from_minus_one("epsilon", epsilon)
-    check_at_least_zero("gamma", gamma)
+    check_number("epsilon", epsilon, at_least=-1)
+    check_number("gamma", gamma, at_least=0)
     check_unit("alpha", alpha)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import Factor, check_at_least_zero, check_shapes, check_unit
+from lightning_bce.losses.checks import Factor, check_number, check_shapes, check_unit
 from lightning_bce.losses.stable import by_target, full_precision
 
 _LOG_FLOOR = -100.0
@@ -82,7 +82,7 @@ def weighted_bce(probabilities: Tensor, target: Tensor, *, alpha: float = 0.25, 
         tensor([0.5198, 0.1733])
     """
     check_unit("alpha", alpha)
-    check_at_least_zero("eps", eps)
+    check_number("eps", eps, at_least=0)
     check_shapes(probabilities, target)
     p = full_precision(probabilities)
     return by_target(target.to(p.dtype), -(1 - alpha) * (p + eps).log(), -alpha * (1 - p + eps).log())
@@ -118,8 +118,8 @@ def bce_focal(
         Lin et al., Focal Loss for Dense Object Detection, ICCV 2017. https://arxiv.org/abs/1708.02002
     """
     check_unit("alpha", alpha)
-    check_at_least_zero("gamma", gamma)
-    check_at_least_zero("eps", eps)
+    check_number("gamma", gamma, at_least=0)
+    check_number("eps", eps, at_least=0)
     check_shapes(probabilities, target)
     p = full_precision(probabilities)
     positive = -(1 - alpha) * (1 - p + eps) ** gamma * (p + eps).log()
@@ -177,7 +177,7 @@ class WeightedBCELoss(BinaryLoss):
     def __init__(self, *, alpha: float = 0.25, eps: float = 1e-5, **options: Any) -> None:
         super().__init__(**options)
         check_unit("alpha", alpha)
-        check_at_least_zero("eps", eps)
+        check_number("eps", eps, at_least=0)
         self.alpha = alpha
         self.eps = eps
 
@@ -208,9 +208,9 @@ class BCEFocalLoss(BinaryLoss):
 
     def __init__(self, *, gamma: float = 2.0, alpha: float = 0.25, eps: float = 1e-5, **options: Any) -> None:
         super().__init__(**options)
-        check_at_least_zero("gamma", gamma)
+        check_number("gamma", gamma, at_least=0)
         check_unit("alpha", alpha)
-        check_at_least_zero("eps", eps)
+        check_number("eps", eps, at_least=0)
         self.gamma = gamma
         self.alpha = alpha
         self.eps = eps

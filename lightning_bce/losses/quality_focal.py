@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_at_least_zero
+from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.stable import full_precision, power, power_of_probability, residual
 
 
@@ -43,7 +43,7 @@ def quality_focal_loss(logits: Tensor, target: Tensor, *, beta: float = 2.0) -> 
     References:
         Li et al., Generalized Focal Loss, NeurIPS 2020. https://arxiv.org/abs/2006.04388
     """
-    check_at_least_zero("beta", beta)
+    check_number("beta", beta, at_least=0)
     losses = bce_with_logits(logits, target)
     if beta == 0:
         return losses
@@ -79,7 +79,7 @@ class QualityFocalLoss(BinaryLoss):
 
     def __init__(self, *, beta: float = 2.0, **options: Any) -> None:
         super().__init__(**options)
-        check_at_least_zero("beta", beta)
+        check_number("beta", beta, at_least=0)
         self.beta = beta
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:

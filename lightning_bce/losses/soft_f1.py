@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_at_least_zero, check_positive
+from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.rows import RowLoss, Rows, known_rows
 from lightning_bce.losses.tversky import overlap_rows
 
@@ -102,8 +102,8 @@ class SoftF1Loss(RowLoss):
 
 
 def _check(beta: float, eta: float, smooth: float) -> None:
-    check_positive("beta", beta)
-    check_at_least_zero("smooth", smooth)
+    check_number("beta", beta, above=0)
+    check_number("smooth", smooth, at_least=0)
     if isinstance(eta, bool) or not isinstance(eta, (int, float)):
         raise TypeError(f"`eta` is {eta!r}; a finite number was expected.")
     if not math.isfinite(eta):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_at_least_zero, check_below_zero, check_shapes
+from lightning_bce.losses.checks import check_number, check_shapes
 from lightning_bce.losses.stable import full_precision, probability
 
 
@@ -72,9 +72,9 @@ def _floored_logs(labels: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 
 
 def _check(ce_weight: float, rce_weight: float, log_zero: float) -> None:
-    check_at_least_zero("ce_weight", ce_weight)
-    check_at_least_zero("rce_weight", rce_weight)
-    check_below_zero("log_zero", log_zero)
+    check_number("ce_weight", ce_weight, at_least=0)
+    check_number("rce_weight", rce_weight, at_least=0)
+    check_number("log_zero", log_zero, below=0)
     if ce_weight == rce_weight == 0:
         raise ValueError("`ce_weight` and `rce_weight` are both 0: no loss is left. Give one of them.")
 

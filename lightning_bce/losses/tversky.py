@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_at_least_zero, check_flag, check_positive
+from lightning_bce.losses.checks import check_flag, check_number
 from lightning_bce.losses.rows import RowLoss, known_rows
 from lightning_bce.losses.stable import probability, residual
 
@@ -127,10 +127,10 @@ def check_overlap(fp_weight: float, fn_weight: float, gamma: float, smooth: floa
         ValueError: With the number.
         TypeError: If it is no number.
     """
-    check_at_least_zero("fp_weight", fp_weight)
-    check_positive("fn_weight", fn_weight)
-    check_positive("gamma", gamma)
-    check_at_least_zero("smooth", smooth)
+    check_number("fp_weight", fp_weight, at_least=0)
+    check_number("fn_weight", fn_weight, above=0)
+    check_number("gamma", gamma, above=0)
+    check_number("smooth", smooth, at_least=0)
 
 
 def soft_counts(logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.checks import check_positive
+from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.rows import RowLoss, Rows, known_rows, logsumexp_where
 from lightning_bce.losses.stable import softplus
 from lightning_bce.losses.sums import safe_ratio
@@ -91,8 +91,8 @@ class TwoWayLoss(RowLoss):
 
     def __init__(self, *, pos_temperature: float = 4.0, neg_temperature: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        check_positive("pos_temperature", pos_temperature)
-        check_positive("neg_temperature", neg_temperature)
+        check_number("pos_temperature", pos_temperature, above=0)
+        check_number("neg_temperature", neg_temperature, above=0)
         self.pos_temperature = pos_temperature
         self.neg_temperature = neg_temperature
 
@@ -104,8 +104,8 @@ class TwoWayLoss(RowLoss):
 def _both_ways(
     logits: Tensor, target: Tensor, valid: Tensor, pos_temperature: float, neg_temperature: float
 ) -> tuple[Tensor, Tensor]:
-    check_positive("pos_temperature", pos_temperature)
-    check_positive("neg_temperature", neg_temperature)
+    check_number("pos_temperature", pos_temperature, above=0)
+    check_number("neg_temperature", neg_temperature, above=0)
     parts = []
     for scores, labels, known in ((logits, target, valid), (logits.T, target.T, valid.T)):
         positive = labels > 0.5

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_at_least_zero, check_shapes
+from lightning_bce.losses.checks import check_number, check_shapes
 from lightning_bce.losses.stable import full_precision, softplus
 
 Strategy = Literal["negative", "weak", "entropy"]
@@ -169,7 +169,7 @@ def _check_options(unobserved: float, strategy: str, strength: float | None) -> 
         raise ValueError(
             f"`strength` is {strength}, which has no effect on the strategy 'negative'. Use 'weak' or 'entropy'."
         )
-    check_at_least_zero("strength", strength)
+    check_number("strength", strength, at_least=0)
 
 
 def _weak_strength(logits: Tensor) -> float:

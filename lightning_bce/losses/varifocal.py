@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
-from lightning_bce.losses.checks import check_at_least_zero
+from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.stable import full_precision, power_of_probability, softplus
 
 
@@ -47,8 +47,8 @@ def varifocal_loss(logits: Tensor, target: Tensor, *, negative_weight: float = 0
     References:
         Zhang et al., VarifocalNet: An IoU-aware Dense Object Detector, CVPR 2021. https://arxiv.org/abs/2008.13367
     """
-    check_at_least_zero("negative_weight", negative_weight)
-    check_at_least_zero("gamma", gamma)
+    check_number("negative_weight", negative_weight, at_least=0)
+    check_number("gamma", gamma, at_least=0)
     scores = full_precision(logits)
     positive = bce_with_logits(scores, target)
     labels = target.to(scores.dtype)
@@ -79,8 +79,8 @@ class VarifocalLoss(BinaryLoss):
 
     def __init__(self, *, negative_weight: float = 0.75, gamma: float = 2.0, **options: Any) -> None:
         super().__init__(**options)
-        check_at_least_zero("negative_weight", negative_weight)
-        check_at_least_zero("gamma", gamma)
+        check_number("negative_weight", negative_weight, at_least=0)
+        check_number("gamma", gamma, at_least=0)
         self.negative_weight = negative_weight
         self.gamma = gamma
 
