@@ -3,10 +3,12 @@
 import contextlib
 import math
 
+import foreign_lightning
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_lightning import FEATURES, LABELS, NAMES, ROWS, SIZE, loader, quiet_monitor, samples, validate
 from lightning.pytorch.loggers.logger import Logger
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -16,29 +18,9 @@ from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.losses import BCELoss, BCEWithLogitsLoss, BinaryLoss, FocalLoss
 
 pytestmark = [
-    # Lightning's own call on this torch.
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
-    # The data are in memory: worker processes would only cost.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     # Some runs only train.
     pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`"),
 ]
-
-ROWS, FEATURES, LABELS, SIZE = 33, 5, 3, 8  # the last batch has one row
-NAMES = ["cat", "dog", "a/b"]
-
-
-def samples(rows=ROWS, labels=LABELS, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(rows, FEATURES, generator=generator)
-    return inputs, (torch.rand(rows, labels, generator=generator) > 0.7).float()
-
-
-def loader(batch, size=SIZE):
-    return DataLoader(
-        [tuple(part[start : start + size] for part in batch) for start in range(0, len(batch[0]), size)],
-        batch_size=None,
-    )
 
 
 class Foreign(pl.LightningModule):
@@ -100,26 +82,7 @@ class Notebook(Logger):
 
 
 def a_trainer(*callbacks, **options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "max_epochs": 1,
-        "log_every_n_steps": 1,
-    }
-    return pl.Trainer(accelerator="cpu", callbacks=list(callbacks), **(quiet | options))
-
-
-def quiet_monitor(*args, **options):
-    return PerClassLossMonitor(*args, **({"print_table": False, "loss": BCEWithLogitsLoss()} | options))
-
-
-def validate(module, monitor, loaders=None, **options):
-    trainer = a_trainer(monitor, **options)
-    trainer.validate(module, loader(samples()) if loaders is None else loaders, verbose=False)
-    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return foreign_lightning.a_trainer(*callbacks, **({"log_every_n_steps": 1} | options))
 
 
 def total(logged, names, stage="val", kind="loss_class"):
