@@ -99,8 +99,23 @@ class BinaryLoss(Recorded, nn.Module, ABC):
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each element in nats, in the shape of ``logits``.
 
-        Both arguments have one shape and one dtype (float32 or float64). Ignored elements hold harmless values.
+        Both arguments have one shape and one dtype (float32 or float64). Ignored elements hold harmless values. The
+        loss of an element depends on that element alone; what it takes from the others comes from :meth:`context`.
         """
+
+    def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the target to learn from and a factor for each element, for a loss in which they depend on the batch.
+
+        Args:
+            logits: What :meth:`elementwise` gets, without a graph.
+            target: What :meth:`elementwise` would get.
+            valid: Where labels are known, broadcastable; None means everywhere.
+
+        Returns:
+            The target, as it came or relabelled, and factors that broadcast to the logits, or None for 1 everywhere.
+            ``sums`` files an element under the side of the target that came.
+        """
+        return target, None
 
     def sums(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
@@ -237,8 +252,11 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         if valid is not None:  # before the formula and after it: 0 * nan would be nan
             scores = torch.where(valid, scores, 0.0 if self.input_space == "logits" else 0.5)
             known = torch.where(valid, known, 0.0)
-        losses = self._of_known(scores, known, valid)
+        learnt, factor = self.context(scores.detach(), known, valid)
+        losses = self.elementwise(scores, learnt)
         self._check_contract(losses, scores)
+        if factor is not None:
+            losses = losses * factor.to(losses.dtype)
         own = None if own is None else own.to(losses.dtype)
         if own is not None and valid is not None:
             own = torch.where(valid, own, 0.0)
@@ -261,10 +279,6 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         elif valid is not None and counts is None:
             counts = valid.to(losses.dtype)
         return losses, counts, known
-
-    def _of_known(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-        """Return :meth:`elementwise`; for a loss in which an element's depends on what else is known, more."""
-        return self.elementwise(logits, target)
 
     def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
         if self.validate == "off" or (self.validate == "first_batch" and self._checked):

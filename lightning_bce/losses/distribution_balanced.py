@@ -81,20 +81,32 @@ def distribution_balanced_bce(
     seen, known = _label_counts(counts, total)
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
+    weight = _rebalancing(labels, seen, alpha, beta, mu)
+    return weight * _tolerant(scores, labels, seen, known, lam, kappa, gamma)
+
+
+def _rebalancing(target: Tensor, counts: Tensor, alpha: float, beta: float, mu: float) -> Tensor:
+    """Return the weight of each element by what its sample's positives had drawn along."""
     # From the rarest label, so that no sum of inverse counts is too small for float32.
-    rarity = per_label("counts", seen.min() / seen, logits).to(scores)
-    drawn = labels * rarity
+    rarity = per_label("counts", counts.min() / counts, target).to(target)
+    drawn = target * rarity
     drawn = drawn.sum(1, keepdim=True) if drawn.ndim > 1 else drawn
     share = rarity / torch.where(drawn > 0, drawn, 1.0)
-    weight = alpha + torch.where(drawn > 0, torch.sigmoid(beta * (share - mu)), 1.0)
-    threshold = per_label("counts", kappa / lam * ((known - seen) / seen).log(), logits)
-    of_positive, of_negative = sides(scores - threshold.to(scores), labels)
+    return alpha + torch.where(drawn > 0, torch.sigmoid(beta * (share - mu)), 1.0)
+
+
+def _tolerant(
+    logits: Tensor, target: Tensor, counts: Tensor, total: Tensor, lam: float, kappa: float, gamma: float
+) -> Tensor:
+    """Return the negative-tolerant, focused cross-entropy of each element."""
+    threshold = per_label("counts", kappa / lam * ((total - counts) / counts).log(), logits)
+    of_positive, of_negative = sides(logits - threshold.to(logits), target)
     of_negative = lam * of_negative
     positive, negative = softplus(-of_positive), softplus(of_negative) / lam
     if gamma > 0:
         positive = power_of_probability(-of_positive, gamma) * positive
         negative = power_of_probability(of_negative, gamma) * negative
-    return weight * by_target(labels, positive, negative)
+    return by_target(target, positive, negative)
 
 
 class DistributionBalancedLoss(BinaryLoss):
@@ -148,19 +160,13 @@ class DistributionBalancedLoss(BinaryLoss):
         self.lam, self.kappa, self.gamma = lam, kappa, gamma
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return :func:`distribution_balanced_bce`."""
-        return distribution_balanced_bce(
-            logits,
-            target,
-            counts=self.counts,
-            total=self.total,
-            alpha=self.alpha,
-            beta=self.beta,
-            mu=self.mu,
-            lam=self.lam,
-            kappa=self.kappa,
-            gamma=self.gamma,
-        )
+        """Return the loss without the weight of the sample, which :meth:`context` gives."""
+        return _tolerant(logits, target, *_label_counts(self.counts, self.total), self.lam, self.kappa, self.gamma)
+
+    def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the target and the weights."""
+        seen, _ = _label_counts(self.counts, self.total)
+        return target, _rebalancing(target, seen, self.alpha, self.beta, self.mu)
 
 
 def _check_options(*, alpha: float, **others: float) -> None:

@@ -62,20 +62,24 @@ def partial_label_bce(
     check_shapes(logits, target)
     _check_factor(slope, offset, power)
     scores = full_precision(logits)
-    # Few numbers, one for each sample, in float64: the default's 5.45 - 4.45 leaves float32 with half its digits gone.
-    wide = scores.dtype if scores.device.type == "mps" else torch.float64
     if known is None:
         return bce_with_logits(scores, target) * (slope + offset)
-    known = known.expand(scores.shape)
-    fraction = known.to(wide)
+    factor = _factor(scores, known, slope, offset, power).to(scores.dtype)
+    losses = bce_with_logits(torch.where(known, scores, 0.0), torch.where(known, target, 0))
+    return torch.where(known, factor * losses, 0.0)
+
+
+def _factor(scores: Tensor, known: Tensor, slope: float, offset: float, power: float) -> Tensor:
+    """Return one factor for each sample and position, (N, 1, ...), or for each element of (N,)."""
+    # Few numbers, one for each sample, in float64: the default's 5.45 - 4.45 leaves float32 with half its digits gone.
+    wide = scores.dtype if scores.device.type == "mps" else torch.float64
+    fraction = known.expand(scores.shape).to(wide)
     if scores.ndim > 1:
         # An unknown sample gets the fraction of one label: no power of 0, and its losses are 0 anyway.
         fraction = (fraction.sum(1, keepdim=True) / max(scores.shape[1], 1)).clamp(min=1 / max(scores.shape[1], 1))
     else:
         fraction = torch.ones_like(fraction)
-    factor = slope * fraction**power + offset
-    losses = bce_with_logits(torch.where(known, scores, 0.0), torch.where(known, target, 0))
-    return torch.where(known, factor.to(losses.dtype) * losses, 0.0)
+    return slope * fraction**power + offset
 
 
 class PartialLabelBCELoss(BinaryLoss):
@@ -110,11 +114,13 @@ class PartialLabelBCELoss(BinaryLoss):
         self.power = power
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return :func:`partial_label_bce` with all labels known."""
-        return partial_label_bce(logits, target, slope=self.slope, offset=self.offset, power=self.power)
+        """Return :func:`bce_with_logits`."""
+        return bce_with_logits(logits, target)
 
-    def _of_known(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-        return partial_label_bce(logits, target, valid, slope=self.slope, offset=self.offset, power=self.power)
+    def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the target and the factor of each sample."""
+        known = torch.ones_like(logits, dtype=torch.bool) if valid is None else valid
+        return target, _factor(logits, known, self.slope, self.offset, self.power)
 
 
 def _check_factor(slope: float, offset: float, power: float) -> None:

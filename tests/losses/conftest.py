@@ -57,9 +57,13 @@ class Case:
 
     @property
     def function(self) -> Callable[..., Tensor]:
-        """The pure function that ``elementwise`` calls."""
-        named = [vars(sys.modules[self.cls.__module__]).get(name) for name in self.cls.elementwise.__code__.co_names]
-        (function,) = [f for f in named if inspect.isfunction(f)]
+        """The pure function, named like the class without its "Loss"."""
+        name = self.cls.__name__.lower().removesuffix("loss")
+        named = [f for f in vars(sys.modules[self.cls.__module__]).values() if inspect.isfunction(f)]
+        public = [f for f in named if f.__module__ == self.cls.__module__ and not f.__name__.startswith("_")]
+        function = min(
+            (f for f in public if f.__name__.replace("_", "").startswith(name)), key=lambda f: len(f.__name__)
+        )
 
         @functools.wraps(function)  # its signature stays the one that was written
         def called(*args: Any, **options: Any) -> Tensor:
