@@ -15,6 +15,7 @@ HOUSE = Path(lightning_bce.__file__).parent
 FLOORS = {
     "_version": 0,
     "spec": 0,
+    "engine": 0,
     "losses": 1,
     "metrics": 1,
     "models": 2,
@@ -28,7 +29,7 @@ FLOORS = {
     "__main__": 5,
 }
 NEXT_DOOR = {("metrics", "losses")}  # a metric is of a loss; the loss knows nothing of it
-WITHOUT_LIGHTNING = {"losses", "metrics"}
+WITHOUT_LIGHTNING = {"engine", "losses", "metrics"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 
 

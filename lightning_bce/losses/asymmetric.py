@@ -12,11 +12,13 @@ from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import check_flag, check_number, check_shapes
 from lightning_bce.losses.stable import (
     by_target,
+    few_factors,
+    folded,
     full_precision,
     in_dtype,
     power,
     power_of_probability,
-    probability,
+    product,
     sides,
     softplus,
 )
@@ -72,14 +74,20 @@ def asymmetric_loss(
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
     of_positives, of_negatives = sides(scores, labels)
-    focus = power_of_probability(-of_positives, gamma_pos)
-    positive = (focus.detach() if detach_focus else focus) * softplus(-of_positives)
-    if clip:
-        negative = _clipped(of_negatives, gamma_neg, clip, detach_focus)
+    if gamma_pos == 0:  # without a factor nothing can become NaN, and both sides may share their pieces
+        positive = folded(scores).softplus_of_minus()
     else:
-        focus = power_of_probability(of_negatives, gamma_neg)
-        negative = (focus.detach() if detach_focus else focus) * softplus(of_negatives)
+        positive = _focused(-of_positives, gamma_pos, detach_focus)
+    if clip:
+        negative = _clipped(scores, gamma_neg, clip, detach_focus)
+    else:
+        negative = _focused(of_negatives, gamma_neg, detach_focus)
     return by_target(labels, positive, negative)
+
+
+def _focused(scores: Tensor, gamma: float, detach_focus: bool) -> Tensor:
+    focus = power_of_probability(scores, gamma)
+    return (focus.detach() if detach_focus else focus) * softplus(scores)
 
 
 def _clipped(scores: Tensor, gamma: float, clip: float, detach_focus: bool) -> Tensor:
@@ -87,16 +95,19 @@ def _clipped(scores: Tensor, gamma: float, clip: float, detach_focus: bool) -> T
     threshold = math.log(clip) - math.log1p(-clip)
     nearest = in_dtype(threshold, scores.dtype)
     counts = ~(scores <= nearest)  # a NaN counts
-    scores = torch.where(counts, scores, nearest + 1.0)
+    pieces = folded(scores)
     # p - m cancels near the margin; as a difference of logits, x - logit m, it does not.
-    distance = (scores - nearest) - (threshold - nearest)
-    exact = -(1 - clip) * torch.sigmoid(scores) * torch.expm1(-distance)
-    above = probability(scores) - clip
-    above = above + (exact - above).detach()
-    rest = probability(-scores) + clip
-    losses = torch.where(above < 0.5, -torch.log1p(-above), -rest.log())
+    distance = torch.where(counts, scores - nearest, 1.0) - (threshold - nearest)
+    exact = -(1 - clip) * pieces.p * torch.expm1(-distance)
+    above = pieces.p - clip
+    above = torch.where(counts, above + (exact - above).detach(), 0.25)
+    # 1 - p_m from p_m or from 1 - p, whichever has the digits; what 1 - p_m rounds off of p_m, its logarithm gets back.
+    near = above < 0.5
+    remainder = torch.where(near, 1 - above, pieces.q + clip)
+    rounded = torch.where(near, (1 - remainder) - above, 0.0) / remainder
+    losses = -(remainder.log() + rounded.detach())
     if gamma > 0:
-        focus = power(above, above.log(), gamma)
+        focus = product(above, gamma) if few_factors(gamma) else power(above, above.log(), gamma)
         losses = (focus.detach() if detach_focus else focus) * losses
     return torch.where(counts, losses, 0.0)
 

@@ -10,21 +10,26 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_bce.engine import Formula, Inputs, Kernels, Pass, known_labels, reason_against
 from lightning_bce.losses.checks import (
     Factor,
     PerLabel,
     check_factor,
+    check_flag,
     check_probabilities,
     check_shapes,
     check_target_values,
     may_look,
 )
-from lightning_bce.losses.stable import full_precision
+from lightning_bce.losses.stable import full_precision, in_dtype
 from lightning_bce.losses.sums import LossSums, safe_ratio
 from lightning_bce.spec import Recorded
 
 Reduction = Literal["none", "mean", "weighted_mean", "sum", "batchmean"]
 Validation = Literal["first_batch", "always", "off"]
+
+
+WORTHWHILE = 2**20  # elements; a kernel then saves more than 10 ms a step and is paid back within minutes
 
 
 class BinaryLoss(Recorded, nn.Module, ABC):
@@ -51,6 +56,15 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         class_weight: One factor of at least 0 for each label (dimension 1). Scales the loss, not the denominator.
         validate: Whether target values are checked at the "first_batch" (that waits for the device once), "always" or
             not at all ("off"). Shapes are always checked. Compiled code does not check values.
+        fused: Whether value, sums and gradient come out of one pass, by a kernel that torch.compile generates from the
+            formula, to the same numbers. None takes it for batches of 2^20 elements and more, below which the wait
+            for the compiler does not pay, and without a compiler goes through such a batch in chunks. True takes it
+            always and raises where it cannot be had, False never. What only the formula can do, it does: a second
+            derivative, a gradient for the target or a weight, ``torch.func``, a model that is compiled as a whole.
+
+    Raises:
+        ValueError: If an option is out of range or has no effect.
+        RuntimeError: When the first batch arrives, if ``fused`` is True and no kernel can be had, with the reason.
 
     Example:
         >>> import torch
@@ -75,8 +89,11 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         ignore_index: float | None = None,
         class_weight: PerLabel | None = None,
         validate: Validation = "first_batch",
+        fused: bool | None = None,
     ) -> None:
         super().__init__()
+        if fused is not None:
+            check_flag("fused", fused)
         _check_choice("reduction", reduction, get_args(Reduction))
         _check_choice("validate", validate, get_args(Validation))
         if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float))):
@@ -86,7 +103,9 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         self.reduction: Reduction = reduction
         self.ignore_index = ignore_index
         self.validate: Validation = validate
+        self.fused = fused
         self._checked = False
+        self._kernels = Kernels()
         self._constant("class_weight", class_weight)
         if self.class_weight is not None and self.class_weight.ndim != 1:
             raise ValueError(
@@ -134,34 +153,36 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         Raises:
             ValueError: If shapes differ, or values are checked and wrong.
         """
-        losses, counts, known = self._weighted(logits, target, weight, mask)
-        shape = (1, 1, 1) if logits.ndim == 0 else (logits.shape[0], 1, 1) if logits.ndim == 1 else None
-        losses, known = (
-            t.reshape(shape) if shape else t.flatten(2) if t.ndim > 2 else t.unsqueeze(-1) for t in (losses, known)
-        )
-        positive = known > 0.5
-        zero = losses.new_zeros(())
-        loss = [torch.where(positive, zero, losses).sum((0, 2)), torch.where(positive, losses, zero).sum((0, 2))]
-        if counts is None:
-            positives = positive.sum((0, 2))
-            weights = [losses.shape[0] * losses.shape[2] - positives, positives]
-        else:
-            counts = counts.expand(logits.shape).reshape(losses.shape)
-            weights = [torch.where(positive, zero, counts).sum((0, 2)), torch.where(positive, counts, zero).sum((0, 2))]
-        return LossSums(torch.stack(loss, -1), torch.stack(weights, -1).to(losses.dtype))
+        batch = self._batch(logits, target, weight, mask)
+        if self._in_one_pass(batch):
+            return LossSums(*self._pass(batch).sums())
+        losses = self._formula.weighted(batch, full_precision(logits))
+        # (N, C, P): one label for (N,), one position for (N, C)
+        shape = (*logits.shape, 1, 1)[:2]
+        sums = [
+            part.reshape(*shape, -1 if part.numel() else 1).sum((0, 2)) for part in self._formula.parts(batch, losses)
+        ]
+        return LossSums(torch.stack(sums[:2], -1), torch.stack(sums[2:], -1))
 
     def forward(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
         """Return the reduced loss in nats, in float32 or better. The arguments are those of :meth:`sums`."""
-        losses, counts, _ = self._weighted(logits, target, weight, mask)
+        batch = self._batch(logits, target, weight, mask)
+        if self._in_one_pass(batch):
+            if self.reduction == "none":
+                return self._pass(batch).losses()
+            sums = LossSums(*self._pass(batch).sums())
+            return sums.loss.sum() if self.reduction == "sum" else sums.mean()
+        losses = self._formula.weighted(batch, full_precision(logits))
         if self.reduction == "none":
             return losses
         if self.reduction == "sum":
             return losses.sum()
+        counts = self._formula.counts(batch, losses)
         if counts is None:
             return losses.sum() / max(losses.numel(), 1)
-        return safe_ratio(losses.sum(), counts.expand(losses.shape).sum())
+        return safe_ratio(losses.sum(), counts.sum())
 
     def valid(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Return where labels are known by ``mask`` and ``ignore_index``, broadcastable; None means everywhere."""
@@ -173,9 +194,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
                 )
             valid = fit_weight("mask", mask, logits)
         if self.ignore_index is not None:
-            # In uint8, torch would compare with -1 as with 255.
-            impossible = target.dtype in (torch.uint8, torch.bool) and not 0 <= self.ignore_index <= 255
-            known = ~torch.isnan(target) if math.isnan(self.ignore_index) or impossible else target != self.ignore_index
+            known = known_labels(target, self.ignore_index)
             valid = known if valid is None else valid & known
         return valid
 
@@ -233,52 +252,94 @@ class BinaryLoss(Recorded, nn.Module, ABC):
                 self._buffers[name] = value.to(moved.device)
         return self
 
-    def _weighted(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return weighted losses, what each element counts (None where each counts 1), and the target used."""
+    @property
+    def _formula(self) -> Formula:
+        return Formula(self._checked_elementwise, 0.0 if self.input_space == "logits" else 0.5, self.ignore_index)
+
+    def _checked_elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
+        losses = self.elementwise(logits, target)
+        self._check_contract(losses, logits)
+        return losses
+
+    def _batch(self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Inputs:
+        """Return what the formula takes of a batch, after the checks."""
         check_shapes(logits, target)
         valid = self.valid(logits, target, mask)
-        own = self._buffers.get("weight")
-        if own is not None:
-            check_constant("weight", own, logits)
+        own = []
+        constant = self._buffers.get("weight")
+        if constant is not None:
+            check_constant("weight", constant, logits)
+            own.append(constant)
         if weight is not None:
-            fitted = fit_weight("weight", weight, logits)
-            own = fitted if own is None else own * fitted
+            own.append(fit_weight("weight", weight, logits))
         self._check_values(logits, target, weight, valid)
-
-        scores = full_precision(logits)
-        known = target.to(scores.dtype)
-        if valid is not None:  # before the formula and after it: 0 * nan would be nan
-            scores = torch.where(valid, scores, 0.0 if self.input_space == "logits" else 0.5)
-            known = torch.where(valid, known, 0.0)
-        learnt, factor = self.context(scores.detach(), known, valid)
-        losses = self.elementwise(scores, learnt)
-        self._check_contract(losses, scores)
-        if factor is not None:
-            losses = losses * factor.to(losses.dtype)
-        own = None if own is None else own.to(losses.dtype)
-        if own is not None and valid is not None:
-            own = torch.where(valid, own, 0.0)
+        factors, counts = list(own), list(own) if self.reduction == "weighted_mean" else []
         if self.class_weight is not None:
-            losses = losses * per_label("class_weight", self.class_weight, logits).to(losses.dtype)
-        if own is not None:
-            losses = losses * own
-        if valid is not None:
-            losses = torch.where(valid, losses, 0.0)
-
-        counts: Tensor | None = None
-        if self.reduction == "weighted_mean":
-            counts = own if own is not None else counts
+            factors.append(per_label("class_weight", self.class_weight, logits))
         if self.reduction == "batchmean" and logits.ndim > 1:
-            rows = (
-                valid.expand(logits.shape) if valid is not None else torch.ones_like(logits, dtype=torch.bool)
-            ).flatten(1)
-            part = 1.0 / rows.sum(1).clamp(min=1).to(losses.dtype)
-            counts = (rows * part[:, None]).reshape(logits.shape)
-        elif valid is not None and counts is None:
-            counts = valid.to(losses.dtype)
-        return losses, counts, known
+            counts.append(_part_of_row(logits, valid))
+        learnt = None
+        if type(self).context is not BinaryLoss.context:
+            scores = full_precision(logits.detach())
+            labels = target.to(scores.dtype)
+            if valid is not None:
+                scores = torch.where(valid, scores, self._formula.neutral)
+                labels = torch.where(valid, labels, 0.0)
+            other, factor = self.context(scores, labels, valid)
+            learnt = None if other is labels else other
+            factors += [] if factor is None else [factor]
+        return Inputs(logits, target, learnt, valid, tuple(factors), tuple(counts))
+
+    def _in_one_pass(self, batch: Inputs) -> bool:
+        """Return whether this batch takes one pass; see ``fused`` in the class."""
+        if self.fused is False or (self.fused is None and batch.logits.numel() < WORTHWHILE):
+            return False
+        # In compiled code the compiler of the whole model makes the kernel; transforms see through the formula only.
+        others = [batch.target, batch.learnt, *batch.factors, *batch.counts]
+        if not may_look() or any(t is not None and t.requires_grad for t in others):
+            return False
+        reason = self._reason_against_blocks(batch.logits)
+        if self.fused and (reason := reason or reason_against(batch.logits.device.type)):
+            raise RuntimeError(
+                f"`fused` is True, and {type(self).__name__} cannot have a generated kernel here: {reason}. Leave "
+                "`fused` out to take the fastest way that there is."
+            )
+        return reason is None
+
+    def _pass(self, batch: Inputs) -> Pass:
+        """Return the pass over a batch."""
+        logits = batch.logits
+        count = {"sum": 1, "none": 1, "batchmean": len(logits) if logits.ndim else 1}.get(
+            self.reduction, logits.numel()
+        )
+        # As float32 divides, so that the gradient of a mean is the expected one to the last bit.
+        scale = 1 / in_dtype(max(count, 1), full_precision(logits[:0] if logits.ndim else logits).dtype)
+        kernels = None if reason_against(logits.device.type) else self._kernels
+        formula = self._formula._replace(losses=self._blockwise)
+        alike = not any(value.numel() > 1 for value in self._constants().values())
+        return Pass(type(self).__name__, formula, batch, scale, alike, kernels)
+
+    def _blockwise(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return :meth:`elementwise` of blocks, in which dimension 1 are the labels and the others have no order."""
+        return self._checked_elementwise(logits, target)
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Return the tensors that the formula may read."""
+        found: dict[str, Tensor] = dict(self.named_buffers()) | dict(self.named_parameters())
+        found |= {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: value for name, value in found.items() if name not in ("weight", "class_weight")}
+
+    def _reason_against_blocks(self, logits: Tensor) -> str | None:
+        """Return why this loss cannot be computed in blocks, or None."""
+        if type(logits) not in (Tensor, nn.Parameter):
+            return f"the logits are {type(logits).__name__}, and a kernel takes plain tensors"
+        constants = self._constants()
+        if constants and not type(self).__module__.startswith("lightning_bce."):
+            return (
+                f"it keeps tensors ({', '.join(constants)}), and nobody knows how they are meant to broadcast to the "
+                "blocks that a kernel walks"
+            )
+        return None
 
     def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
         if self.validate == "off" or (self.validate == "first_batch" and self._checked):
@@ -328,6 +389,16 @@ def fit_weight(name: str, weight: Tensor, logits: Tensor) -> Tensor:
         f"`{name}` has shape {tuple(weight.shape)} and the output {tuple(logits.shape)}; expected (N,) for one value "
         f"per sample, or the output's shape with ones where it repeats. {advice}"
     )
+
+
+def _part_of_row(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """Return one over how many labels of a sample are known, (N, 1, ...)."""
+    dtype = full_precision(logits[:0]).dtype
+    if valid is None:
+        known = torch.full(logits.shape[:1], math.prod(logits.shape[1:]), dtype=dtype, device=logits.device)
+    else:
+        known = valid.expand(logits.shape).flatten(1).sum(1).to(dtype)
+    return (1 / known.clamp(min=1)).reshape(-1, *[1] * (logits.ndim - 1))
 
 
 def per_label(name: str, values: Tensor, logits: Tensor) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss, check_constant
+from lightning_bce.losses.base import BinaryLoss, check_constant, per_label
 from lightning_bce.losses.checks import Factor, check_shapes
-from lightning_bce.losses.stable import all_hard, by_target, full_precision, softplus
+from lightning_bce.losses.stable import folded, full_precision
 
 
 def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
@@ -42,17 +41,10 @@ def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None
     check_shapes(logits, target)
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
-    if all_hard(labels):
-        losses = softplus(torch.where(labels == 1, -scores, scores))
-        if pos_weight is not None:
-            check_constant("pos_weight", pos_weight, logits)
-            losses = torch.where(labels == 1, pos_weight.to(scores.dtype) * losses, losses)
-        return losses
-    positive = softplus(-scores)
-    if pos_weight is not None:
-        check_constant("pos_weight", pos_weight, logits)
-        positive = pos_weight.to(scores.dtype) * positive
-    return by_target(labels, positive, softplus(scores))
+    if pos_weight is None:
+        return folded(scores).cross_entropy_of(labels)
+    check_constant("pos_weight", pos_weight, logits)
+    return folded(scores).cross_entropy(pos_weight.to(scores.dtype) * labels, 1 - labels)
 
 
 class BCEWithLogitsLoss(BinaryLoss):
@@ -93,6 +85,21 @@ class BCEWithLogitsLoss(BinaryLoss):
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`bce_with_logits`."""
         return bce_with_logits(logits, target, pos_weight=self.pos_weight)
+
+    def _blockwise(self, logits: Tensor, target: Tensor) -> Tensor:
+        # One for each label, in whatever shape it broadcasts to the batch: `_reason_against_blocks` has seen to that.
+        weight = self.pos_weight
+        if weight is not None:
+            weight = per_label("pos_weight", weight.reshape(-1) if weight.numel() > 1 else weight.reshape(()), logits)
+        return bce_with_logits(logits, target, pos_weight=weight)
+
+    def _reason_against_blocks(self, logits: Tensor) -> str | None:
+        weight = self.pos_weight
+        if weight is not None and weight.numel() > 1:
+            check_constant("pos_weight", weight, logits)
+            if logits.ndim < 2 or weight.shape != logits.shape[1:2] + (1,) * (logits.ndim - 2):
+                return f"`pos_weight` has shape {tuple(weight.shape)}, and a kernel takes one for each label"
+        return super()._reason_against_blocks(logits)
 
     @property
     def is_log_loss(self) -> bool:

@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import check_number, check_shapes, check_unit
 from lightning_bce.losses.quality_focal import quality_focal_loss
 from lightning_bce.losses.stable import (
     by_target,
+    folded,
     full_precision,
     power_of_miss,
     power_of_probability,
@@ -71,13 +71,16 @@ def focal_loss(
     _check(gamma, alpha, soft_targets)
     if soft_targets == "two_term":
         return _two_terms(logits, target, gamma, alpha)
-    labels = target.to(full_precision(logits).dtype)
+    check_shapes(logits, target)
+    scores = full_precision(logits)
+    labels = target.to(scores.dtype)
     if soft_targets == "quality":
         losses = quality_focal_loss(logits, target, beta=gamma)
     else:
-        losses = bce_with_logits(logits, target)
+        pieces = folded(scores)
+        losses = pieces.cross_entropy_of(labels)
         if gamma > 0:
-            losses = power_of_miss(full_precision(logits), labels, gamma) * losses
+            losses = power_of_miss(scores, labels, gamma, pieces) * losses
     if alpha is not None:
         losses = (alpha * labels + (1 - alpha) * (1 - labels)) * losses
     return losses

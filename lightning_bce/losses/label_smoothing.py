@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import check_number, check_shapes
-from lightning_bce.losses.stable import full_precision, softplus
+from lightning_bce.losses.stable import folded, full_precision
 
 _DEFAULT = 0.1
 
@@ -63,11 +62,7 @@ def smoothed_bce(
     # Both weights by themselves: 1 - y' would forget an amount below the last digit of 1.
     positive = labels * (1 - of_positives) + (1 - labels) * of_negatives
     negative = labels * of_positives + (1 - labels) * (1 - of_negatives)
-    return _weighted(positive, softplus(-scores)) + _weighted(negative, softplus(scores))
-
-
-def _weighted(weight: Tensor, losses: Tensor) -> Tensor:
-    return torch.where(weight == 0, losses.new_zeros(()), weight * losses)  # not 0 * inf
+    return folded(scores).cross_entropy(positive, negative)
 
 
 def _amounts(smoothing: float | None, positive: float | None, negative: float | None) -> tuple[float, float]:

@@ -80,6 +80,11 @@ class RowLoss(BinaryLoss):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         name = type(self).__name__
+        if self.fused is not None:
+            raise ValueError(
+                f"`fused` is {self.fused}, and one pass over the elements cannot compute {name}: its gradient at an "
+                "element needs the sums over the row first. Leave it out; `torch.compile` fuses what can be."
+            )
         if self.reduction in ("weighted_mean", "batchmean"):
             raise ValueError(
                 f"`reduction` is {self.reduction!r}, which divides by what single elements count, and {name} has no "

@@ -7,12 +7,10 @@ nothing is clamped, on either side.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from lightning_bce.losses.checks import may_look
 
 
 def full_precision(logits: Tensor) -> Tensor:
@@ -31,14 +29,6 @@ def full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def softplus(z: Tensor) -> Tensor:
-    """Return log(1 + exp(z)) to full accuracy in float32 and float64.
-
-    torch's own threshold of 20 returns z from there on, which is 1e-10 off in float64; at 40 it is exact in both.
-    """
-    return F.softplus(z, threshold=40.0)
-
-
 def by_target(target: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """Return ``target * positive + (1 - target) * negative`` without 0 * inf.
 
@@ -49,36 +39,102 @@ def by_target(target: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return torch.where(target == 0, zero, target * positive) + torch.where(target == 1, zero, (1 - target) * negative)
 
 
-def all_hard(target: Tensor) -> bool:
-    """Return whether all labels are known to be 0 or 1, for a shorter way to the same bits.
+class Folded(NamedTuple):
+    r"""The logistic function of a logit, folded at 0: everything from one exponential, :math:`e = e^{-|x|}`.
 
-    On the host a look at the labels is one cheap pass, and it saves most of the others. On a device it would have to be
-    waited for, so that there nothing is known.
+    The larger of p and 1 - p is :math:`1 / (1 + e)`, the smaller one :math:`e / (1 + e)`, and minus their logarithms
+    are :math:`\log(1 + e)` and :math:`|x| + \log(1 + e)`: sums and products of what is not negative. Nothing cancels,
+    whatever the label, and the derivatives are exact with all their digits too.
+
+    Args:
+        above: Where the logit is above 0.
+        size: Its absolute value.
+        rest: :math:`e`, in (0, 1].
+        larger: :math:`1 / (1 + e)`.
+        log1p: :math:`\log(1 + e)`.
     """
-    on_host = target.device.type == "cpu" and not target.requires_grad
-    return on_host and may_look() and bool(((target == 0) | (target == 1)).all())
+
+    above: Tensor
+    size: Tensor
+    rest: Tensor
+    larger: Tensor
+    log1p: Tensor
+
+    @property
+    def smaller(self) -> Tensor:
+        """The smaller of p and 1 - p."""
+        return self.rest * self.larger
+
+    @property
+    def p(self) -> Tensor:
+        """The probability."""
+        return torch.where(self.above, self.larger, self.smaller)
+
+    @property
+    def q(self) -> Tensor:
+        """What the probability lacks to 1."""
+        return torch.where(self.above, self.smaller, self.larger)
+
+    def softplus(self) -> Tensor:
+        """Return log(1 + exp(x)) = -log(1 - p)."""
+        return self.log1p + torch.where(self.above, self.size, 0.0)
+
+    def softplus_of_minus(self) -> Tensor:
+        """Return log(1 + exp(-x)) = -log(p)."""
+        return self.log1p + torch.where(self.above, 0.0, self.size)
+
+    def wrong(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Return the weight of the side that the logit is not on, of a positive and a negative weight."""
+        return torch.where(self.above, negative, positive)
+
+    def cross_entropy(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Return the cross-entropy with a weight for each side, 0 and not NaN at an infinite logit without a weight."""
+        wrong = self.wrong(positive, negative)
+        return (positive + negative) * self.log1p + torch.where(wrong == 0, 0.0, wrong * self.size)
+
+    def cross_entropy_of(self, target: Tensor) -> Tensor:
+        """Return the cross-entropy of a label, whose weights add up to 1."""
+        wrong = self.wrong(target, 1 - target)
+        return self.log1p + torch.where(wrong == 0, 0.0, wrong * self.size)
+
+    def miss(self, target: Tensor) -> Tensor:
+        r"""Return :math:`1 - p_t = y (1 - p) + (1 - y) p`."""
+        wrong = self.wrong(target, 1 - target)
+        return (wrong + (1 - wrong) * self.rest) * self.larger
 
 
-def power_of_miss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+def folded(logits: Tensor) -> Folded:
+    """Return the pieces of the logistic function of logits in float32 or better."""
+    above = logits > 0
+    # Not abs(), whose derivative at 0 is 0: either half of the fold has the right one there.
+    size = torch.where(above, logits, -logits)
+    rest = (-size).exp()
+    return Folded(above, size, rest, 1 / (1 + rest), rest.log1p())
+
+
+def softplus(z: Tensor) -> Tensor:
+    """Return log(1 + exp(z)) to full accuracy in float32 and float64, with exact derivatives.
+
+    torch's own returns z from a threshold of 20 on, which is 1e-10 off in float64.
+    """
+    return folded(z).softplus()
+
+
+def power_of_miss(logits: Tensor, target: Tensor, gamma: float, pieces: Folded | None = None) -> Tensor:
     r"""Return :math:`(1 - p_t)^\gamma` with :math:`p_t = y p + (1 - y)(1 - p)`, for hard and for soft targets.
 
     Finite with all derivatives for every ``gamma`` of at least 0, also where 1 - p_t rounds to 0, and within a few
     units in the last place where it does not.
     """
-    if all_hard(target):
-        return power_of_probability(torch.where(target == 1, -logits, logits), gamma)
+    pieces = folded(logits) if pieces is None else pieces
+    miss = pieces.miss(target)
+    if few_factors(gamma):
+        return product(miss, gamma)
+    # Of a soft label neither part of the sum is 0; of a hard one it can round to 0, and its logarithm is known.
+    right = 1 - pieces.wrong(target, 1 - target)
     hard = (target == 0) | (target == 1)
-    of_hard = torch.where(target == 1, logits, -logits)
-    soft = torch.where(hard, 0.5, target)
-    # log(y q + (1 - y) p) from its larger term; torch.logaddexp has no second derivative where one term is far below.
-    log_soft, log_rest = soft.log(), torch.log1p(-soft)
-    lead = log_soft - log_rest - logits
-    of_soft = torch.where(
-        lead > 0, log_soft - softplus(logits) + softplus(-lead), log_rest - softplus(-logits) + softplus(lead)
-    )
-    log_miss = torch.where(hard, -softplus(of_hard), of_soft)
-    mixed = soft * torch.sigmoid(-logits) + (1 - soft) * torch.sigmoid(logits)
-    return power(torch.where(hard, torch.sigmoid(-of_hard), mixed), log_miss, gamma)
+    of_hard = -(pieces.log1p + torch.where(right == 0, 0.0, right * pieces.size))
+    return power(miss, torch.where(hard, of_hard, torch.where(hard, 0.5, miss).log()), gamma)
 
 
 def power_of_probability(logits: Tensor, exponent: float) -> Tensor:
@@ -88,7 +144,22 @@ def power_of_probability(logits: Tensor, exponent: float) -> Tensor:
     """
     if exponent == 0:
         return torch.ones_like(logits)
-    return power(torch.sigmoid(logits), -softplus(-logits), exponent)
+    pieces = folded(logits)
+    if few_factors(exponent):
+        return product(pieces.p, exponent)
+    return power(pieces.p, -pieces.softplus_of_minus(), exponent)
+
+
+def few_factors(exponent: float) -> bool:
+    """Return whether a power is a product of so few factors that it beats every other way in time and digits."""
+    return exponent in (1, 2, 3, 4)
+
+
+def product(base: Tensor, exponent: float) -> Tensor:
+    """Return ``base ** exponent`` for an exponent of 1, 2, 3 or 4."""
+    # Not pow(): its derivative takes another power.
+    square = base * base
+    return {1: base, 2: square, 3: square * base, 4: square * square}[int(exponent)]
 
 
 def falling_power(logits: Tensor, exponent: float) -> Tensor:
