@@ -24,6 +24,7 @@ from lightning_bce.losses import MCCLoss as MCCLoss
 from lightning_bce.losses import PairwiseLoss as PairwiseLoss
 from lightning_bce.losses import PartialLabelBCELoss as PartialLabelBCELoss
 from lightning_bce.losses import PolyLoss as PolyLoss
+from lightning_bce.losses import PositiveUnlabeledLoss as PositiveUnlabeledLoss
 from lightning_bce.losses import QualityFocalLoss as QualityFocalLoss
 from lightning_bce.losses import RowLoss as RowLoss
 from lightning_bce.losses import SmoothedBCELoss as SmoothedBCELoss
@@ -56,6 +57,7 @@ from lightning_bce.losses import pairwise_loss as pairwise_loss
 from lightning_bce.losses import partial_label_bce as partial_label_bce
 from lightning_bce.losses import poly_bce as poly_bce
 from lightning_bce.losses import pos_weight_from_counts as pos_weight_from_counts
+from lightning_bce.losses import positive_unlabeled_loss as positive_unlabeled_loss
 from lightning_bce.losses import quality_focal_loss as quality_focal_loss
 from lightning_bce.losses import smoothed_bce as smoothed_bce
 from lightning_bce.losses import soft_f1_loss as soft_f1_loss

@@ -287,6 +287,7 @@ def test_schedulers_and_optimizers_are_known_by_their_short_names():
         "ZLPRLoss",
         "TverskyLoss",
         "PairwiseLoss",
+        "PositiveUnlabeledLoss",
     ],
 )
 def test_no_argument_of_a_loss_is_without_help(name, capsys):

@@ -18,6 +18,7 @@ from lightning_bce import (
     LossTracker,
     MCCLoss,
     PairwiseLoss,
+    PositiveUnlabeledLoss,
     SoftF1Loss,
     TabularMLP,
     TverskyLoss,
@@ -93,12 +94,14 @@ def _quick():
     return {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.03}}
 
 
-@pytest.mark.parametrize("loss", [loss for _, loss in EVERY], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("loss", [*(loss for _, loss in EVERY), PositiveUnlabeledLoss], ids=lambda loss: loss.__name__)
 def test_the_command_trains_with_it(loss, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
     if loss is PairwiseLoss:  # the data have one label
         quiet.append("--model.loss.batch=true")
+    if loss is PositiveUnlabeledLoss:
+        quiet.append("--model.loss.prior=0.3")
     main(["fit", "--data=BreastCancerDataModule", f"--model.loss={loss.__name__}", *quiet, "--trainer.max_epochs=1"])
     (checkpoint,) = Path("runs").glob("**/best.ckpt")
     assert type(BinaryClassifier.load_from_checkpoint(checkpoint).loss) is loss

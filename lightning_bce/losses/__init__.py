@@ -39,6 +39,8 @@ from lightning_bce.losses.partial_label import PartialLabelBCELoss as PartialLab
 from lightning_bce.losses.partial_label import partial_label_bce as partial_label_bce
 from lightning_bce.losses.poly import PolyLoss as PolyLoss
 from lightning_bce.losses.poly import poly_bce as poly_bce
+from lightning_bce.losses.positive_unlabeled import PositiveUnlabeledLoss as PositiveUnlabeledLoss
+from lightning_bce.losses.positive_unlabeled import positive_unlabeled_loss as positive_unlabeled_loss
 from lightning_bce.losses.probability import BCEFocalLoss as BCEFocalLoss
 from lightning_bce.losses.probability import BCELoss as BCELoss
 from lightning_bce.losses.probability import WeightedBCELoss as WeightedBCELoss

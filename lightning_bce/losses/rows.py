@@ -287,3 +287,8 @@ def logsumexp_where(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(any_chosen[..., None], kept, 0.0).logsumexp(-1) if values.shape[-1] else values.sum(
         -1
     ), any_chosen
+
+
+def mean_where(where: Tensor, values: Tensor) -> Tensor:
+    """Return the mean over the chosen entries of each row; without any 0 with a gradient of zeros."""
+    return torch.where(where, values, 0.0).sum(-1) / where.sum(-1).clamp(min=1).to(values.dtype)

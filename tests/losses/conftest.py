@@ -28,6 +28,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "MarginBCELoss": {"counts": 40},
     # Its factor depends on which labels of a sample are known, which a loop over the elements cannot see.
     "PartialLabelBCELoss": {"slope": 0.0, "offset": 1.0},
+    "PositiveUnlabeledLoss": {"prior": 0.2},
     "UnobservedBCELoss": {"unobserved": -2},  # -1, its default, is among the values that every loss has to refuse
 }
 
@@ -124,8 +125,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "DiceLoss": [{"smooth": 0.0}, {"batch": False}],
     "JaccardLoss": [{"smooth": 0.0, "batch": False}],
     "PairwiseLoss": [{"surrogate": "logistic"}, {"surrogate": "squared_hinge", "margin": 2.5, "batch": True}],
+    "PositiveUnlabeledLoss": [{"non_negative": False}, {"non_negative": False, "surrogate": "logistic"}],
     "SoftF1Loss": [{"beta": 3.0, "eta": 0.5, "smooth": 1.0}],
     "TverskyLoss": [{"gamma": 0.75, "smooth": 0.0}, {"gamma": 1.5, "batch": False}],
+}
+
+# Losses that may be below 0, where they have these attributes.
+NEGATIVE: dict[str, dict[str, Any]] = {
+    "PositiveUnlabeledLoss": {"non_negative": False},  # an unbiased estimate of what may be near 0
+}
+# Losses whose gradient is on purpose that of another function than their value, where they have these attributes. Their
+# own tests say of which.
+OTHER_GRADIENT: dict[str, dict[str, Any]] = {
+    "PositiveUnlabeledLoss": {"non_negative": True},  # a step back where an estimate is below its bound
 }
 
 
@@ -150,10 +162,27 @@ class RowCase:
         """The pure function, named like the class."""
         named = vars(sys.modules[self.cls.__module__])
         (function,) = [f for name, f in named.items() if name.replace("_", "") == self.cls.__name__.lower()]
-        return function
+
+        @functools.wraps(function)  # its signature stays the one that was written
+        def called(*args: Any, **options: Any) -> Tensor:
+            return function(*args, **(REQUIRED.get(self.cls.__name__, {}) | options))
+
+        return called
+
+    @property
+    def may_be_negative(self) -> bool:
+        return self._has(NEGATIVE)
+
+    @property
+    def has_its_values_gradient(self) -> bool:
+        return not self._has(OTHER_GRADIENT)
+
+    def _has(self, declared: dict[str, dict[str, Any]]) -> bool:
+        attributes = declared.get(self.cls.__name__)
+        return attributes is not None and all(getattr(self.make(), name) == v for name, v in attributes.items())
 
     def make(self, **options: Any) -> RowLoss:
-        return self.cls(**(dict(self.arguments) | options))
+        return self.cls(**(REQUIRED.get(self.cls.__name__, {}) | dict(self.arguments) | options))
 
     def logits(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return 2 * torch.randn(shape, dtype=torch.float64).to(dtype)
