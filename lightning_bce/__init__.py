@@ -4,6 +4,7 @@ from lightning_bce._version import __version__ as __version__
 from lightning_bce.classifier import Batch as Batch
 from lightning_bce.classifier import BinaryClassifier as BinaryClassifier
 from lightning_bce.losses import AsymmetricLoss as AsymmetricLoss
+from lightning_bce.losses import AUCMarginLoss as AUCMarginLoss
 from lightning_bce.losses import BCEFocalLoss as BCEFocalLoss
 from lightning_bce.losses import BCELoss as BCELoss
 from lightning_bce.losses import BCEWithLogitsLoss as BCEWithLogitsLoss
@@ -37,6 +38,7 @@ from lightning_bce.losses import VarifocalLoss as VarifocalLoss
 from lightning_bce.losses import WeightedBCELoss as WeightedBCELoss
 from lightning_bce.losses import ZLPRLoss as ZLPRLoss
 from lightning_bce.losses import asymmetric_loss as asymmetric_loss
+from lightning_bce.losses import auc_margin_loss as auc_margin_loss
 from lightning_bce.losses import bce as bce
 from lightning_bce.losses import bce_focal as bce_focal
 from lightning_bce.losses import bce_with_logits as bce_with_logits

@@ -288,6 +288,7 @@ def test_schedulers_and_optimizers_are_known_by_their_short_names():
         "TverskyLoss",
         "PairwiseLoss",
         "PositiveUnlabeledLoss",
+        "AUCMarginLoss",
     ],
 )
 def test_no_argument_of_a_loss_is_without_help(name, capsys):

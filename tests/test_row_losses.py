@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_bce import (
+    AUCMarginLoss,
     BCEWithLogitsLoss,
     BinaryClassifier,
     DiceLoss,
@@ -94,7 +95,9 @@ def _quick():
     return {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.03}}
 
 
-@pytest.mark.parametrize("loss", [*(loss for _, loss in EVERY), PositiveUnlabeledLoss], ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize(
+    "loss", [*(loss for _, loss in EVERY), PositiveUnlabeledLoss, AUCMarginLoss], ids=lambda loss: loss.__name__
+)
 def test_the_command_trains_with_it(loss, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]

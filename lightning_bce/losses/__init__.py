@@ -2,6 +2,8 @@
 
 from lightning_bce.losses.asymmetric import AsymmetricLoss as AsymmetricLoss
 from lightning_bce.losses.asymmetric import asymmetric_loss as asymmetric_loss
+from lightning_bce.losses.auc_margin import AUCMarginLoss as AUCMarginLoss
+from lightning_bce.losses.auc_margin import auc_margin_loss as auc_margin_loss
 from lightning_bce.losses.base import BinaryLoss as BinaryLoss
 from lightning_bce.losses.bce import BCEWithLogitsLoss as BCEWithLogitsLoss
 from lightning_bce.losses.bce import bce_with_logits as bce_with_logits

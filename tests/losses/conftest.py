@@ -130,8 +130,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "TverskyLoss": [{"gamma": 0.75, "smooth": 0.0}, {"gamma": 1.5, "batch": False}],
 }
 
+# Parameters of a loss, which are in its checkpoints, away from their first values: at 0 a term of the formula vanishes.
+VARIABLES: dict[str, dict[str, float]] = {
+    "AUCMarginLoss": {"a": 0.6, "b": 0.3, "alpha": 0.8},
+}
 # Losses that may be below 0, where they have these attributes.
 NEGATIVE: dict[str, dict[str, Any]] = {
+    "AUCMarginLoss": {},  # the value of a saddle: a variable that is to be raised takes it down as far as it is off
     "PositiveUnlabeledLoss": {"non_negative": False},  # an unbiased estimate of what may be near 0
 }
 # Losses whose gradient is on purpose that of another function than their value, where they have these attributes. Their
@@ -170,6 +175,11 @@ class RowCase:
         return called
 
     @property
+    def variables(self) -> dict[str, float]:
+        """The parameters of the loss, by name, and the values that they get here."""
+        return VARIABLES.get(self.cls.__name__, {})
+
+    @property
     def may_be_negative(self) -> bool:
         return self._has(NEGATIVE)
 
@@ -181,8 +191,13 @@ class RowCase:
         attributes = declared.get(self.cls.__name__)
         return attributes is not None and all(getattr(self.make(), name) == v for name, v in attributes.items())
 
-    def make(self, **options: Any) -> RowLoss:
-        return self.cls(**(REQUIRED.get(self.cls.__name__, {}) | dict(self.arguments) | options))
+    def make(self, labels: int = 3, **options: Any) -> RowLoss:
+        """A loss for so many labels, which those have to know that have a variable for each."""
+        fixed = {"num_labels": labels} if "num_labels" in inspect.signature(self.cls).parameters else {}
+        loss = self.cls(**(REQUIRED.get(self.cls.__name__, {}) | fixed | dict(self.arguments) | options))
+        for name, parameter in loss.named_parameters():
+            torch.nn.init.constant_(parameter, self.variables[name])
+        return loss
 
     def logits(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return 2 * torch.randn(shape, dtype=torch.float64).to(dtype)

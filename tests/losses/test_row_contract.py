@@ -33,6 +33,12 @@ def in_rows(row_case, values):
     return values.flatten(1) if row_case.rows == "sample" else values.movedim(1, -1).flatten(0, -2)
 
 
+def from_checkpoint(loss):
+    twin = build(loss.spec(), BinaryLoss)
+    twin.load_state_dict(loss.state_dict())
+    return twin
+
+
 def takes_weights(row_case):
     return row_case.rows != "label" and not row_case.cls.couples_rows
 
@@ -49,6 +55,7 @@ def test_the_contract_finds_the_losses_and_keeps_the_two_kinds_apart(row_cases, 
         "MCCLoss",
         "PairwiseLoss",
         "PositiveUnlabeledLoss",
+        "AUCMarginLoss",
     }
     assert not found & {case.cls.__name__ for case in cases}
     assert all(case.cls.per_element for case in cases) and not any(case.cls.per_element for case in row_cases)
@@ -70,8 +77,11 @@ def test_module_and_function_have_the_same_defaults_and_values(row_case, shape):
     function = inspect.signature(row_case.function).parameters
     module = inspect.signature(row_case.cls).parameters
     options = {n: p for n, p in function.items() if p.kind is inspect.Parameter.KEYWORD_ONLY and n != "mask"}
+    variables = {name: options.pop(name).default for name in row_case.variables}
+    assert all(default is None for default in variables.values())  # the module has them, the function their optimum
     assert {name: p.default for name, p in options.items()} == {name: module[name].default for name in options}
     given = {name: value for name, value in row_case.arguments if name in options}
+    given |= {name: torch.tensor(value) for name, value in row_case.variables.items()}
     logits, target = batch(row_case, *shape)
     mask = torch.rand(shape) > 0.2
     for call in ({}, {"mask": mask}):
@@ -88,9 +98,9 @@ def test_the_dimensions_of_one_label_do_not_matter(row_case):
     if row_case.needs_labels:
         pytest.skip("one label of a sample has nothing to be ranked against")
     logits, target = batch(row_case, 7)
-    loss = row_case.make()(logits, target)
+    loss = row_case.make(1)(logits, target)
     for shape in ((7, 1), (7, 1, 1)):
-        assert_close(row_case.make()(logits.reshape(shape), target.reshape(shape)), loss)
+        assert_close(row_case.make(1)(logits.reshape(shape), target.reshape(shape)), loss)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -167,11 +177,12 @@ def test_targets_of_every_dtype_mean_the_same(row_case, dtype):
 
 def test_the_order_of_samples_and_labels_does_not_matter(row_case):
     logits, target = batch(row_case, 7, 5)
-    loss = row_case.make()(logits, target)
-    assert_close(row_case.make()(logits.flip(0), target.flip(0)), loss)
-    assert_close(row_case.make()(logits.flip(1), target.flip(1)), loss)
+    module = row_case.make(5)
+    loss = module(logits, target)
+    assert_close(module(logits.flip(0), target.flip(0)), loss)
+    assert_close(module(logits.flip(1), target.flip(1)), loss)
     for view in (lambda t: t.T.contiguous().T, lambda t: t.repeat_interleave(2, 1)[:, ::2]):
-        assert_close(row_case.make()(view(logits), view(target)), loss)
+        assert_close(module(view(logits), view(target)), loss)
 
 
 # -- what is unknown --------------------------------------------------------------------------------------------------
@@ -186,11 +197,11 @@ def test_what_is_unknown_is_as_if_it_were_not_there(row_case, how):
         ((3,), ([0, 1, 2, 4, 5, 6],)),  # a sample
     ):
         logits, target = batch(row_case, 7, 5)
-        expected = row_case.make()(logits[kept], target[kept])
+        expected = row_case.make(target[kept].shape[1])(logits[kept], target[kept])
         mask = torch.ones(7, 5, dtype=torch.bool)
         mask[index] = False
         logits[index], target[index] = math.nan, unknown
-        loss = row_case.make(**options)(logits, target, mask=mask if how == "mask" else None)
+        loss = row_case.make(5, **options)(logits, target, mask=mask if how == "mask" else None)
         assert_close(loss, expected)
 
 
@@ -199,7 +210,7 @@ def test_elements_that_are_unknown_leave_their_row(row_case):
         pytest.skip("each element is in two rows")
     logits, target = batch(row_case, 7, 5)
     mask = torch.rand(7, 5) > 0.3
-    losses = row_case.make(reduction="none")(logits, target, mask=mask)
+    losses = row_case.make(5, reduction="none")(logits, target, mask=mask)
     for row, loss in enumerate(losses):
         places = (slice(None), row) if row_case.rows == "label" else row
         known = mask[places]
@@ -208,7 +219,7 @@ def test_elements_that_are_unknown_leave_their_row(row_case):
             continue
         shape = (-1, 1) if row_case.rows == "label" else (1, -1)
         alone = (t[places][known].reshape(shape) for t in (logits, target))
-        assert_close(loss, row_case.make(reduction="sum")(*alone))
+        assert_close(loss, row_case.make(shape[1] if row_case.rows == "label" else 5, reduction="sum")(*alone))
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -251,7 +262,8 @@ def test_over_nothing_a_loss_is_zero_with_a_zero_gradient(row_case, reduction, n
     assert (sums.loss == 0).all() and (sums.weight == 0).all() and len(sums.loss) == module.num_rows(3)
     for loss in (module(logits, target, **call), sums.mean()):
         assert loss == 0
-        assert_close(torch.autograd.grad(loss, logits)[0], torch.zeros_like(logits), rtol=0, atol=0)
+        for leaf in (logits, *module.parameters()):  # a rank without a gradient would let the others wait
+            assert_close(torch.autograd.grad(loss, leaf, retain_graph=True)[0], torch.zeros_like(leaf), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -277,7 +289,7 @@ def test_both_derivatives_are_right(row_case, shape):
     for labels, known in itertools.product(targets, (None, mask)):
 
         def rows(x, y=labels, known=known):
-            return row_case.make(reduction="none")(x, y, mask=known)
+            return row_case.make(shape[1], reduction="none")(x, y, mask=known)
 
         if row_case.has_its_values_gradient:
             assert gradcheck(rows, (logits,))
@@ -289,7 +301,7 @@ def test_everything_is_finite_at_the_extremes(row_case, dtype):
     for values in itertools.combinations_with_replacement([-1e4, -80.0, 80.0, 1e4], 2):
         logits = torch.tensor([values, values[::-1]], dtype=dtype).requires_grad_()
         for labels in itertools.product([0, 1], [0, 1], [0], [0, 1]):
-            losses = row_case.make(reduction="none")(logits, torch.tensor(labels).reshape(2, 2))
+            losses = row_case.make(2, reduction="none")(logits, torch.tensor(labels).reshape(2, 2))
             (gradient,) = torch.autograd.grad(losses.sum(), logits, create_graph=True)
             (curvature,) = torch.autograd.grad(gradient.sum(), logits)
             for value in (losses, gradient, curvature):
@@ -302,8 +314,8 @@ def test_ten_steps_separate_what_can_be_separated(row_case):
     truth = torch.randn(5, 3, dtype=torch.float64)
     target = (features @ truth > 0).double()
     weights = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([weights], lr=0.3)
     loss, values = row_case.make(), []
+    optimizer = torch.optim.Adam([weights, *loss.parameters()], lr=0.3)
     for _ in range(10):
         values.append(loss(features @ weights, target))
         optimizer.zero_grad()
@@ -335,7 +347,7 @@ def test_compiled_in_one_graph_it_gives_the_same(row_case):
 
 @pytest.mark.parametrize(
     "copied",
-    [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss)), lambda loss: build(loss.spec(), BinaryLoss)],
+    [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss)), from_checkpoint],
     ids=["deepcopy", "pickle", "spec"],
 )
 def test_a_copy_computes_the_same(row_case, copied):
@@ -346,7 +358,7 @@ def test_a_copy_computes_the_same(row_case, copied):
     assert type(twin) is type(loss) and twin is not loss
     assert_close(twin(logits, target), loss(logits, target), rtol=0, atol=0)
     assert (twin.spec(), twin.fingerprint) == (loss.spec(), loss.fingerprint)
-    assert loss.state_dict() == {}
+    assert set(loss.state_dict()) == set(row_case.variables)
 
 
 def test_nothing_that_came_in_is_changed_or_kept(row_case):
