@@ -260,8 +260,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self.loss.recheck()
 
     def on_train_epoch_start(self) -> None:
-        """Forget what an interrupted epoch left."""
+        """Forget what an interrupted epoch left, and tell the loss which one begins."""
         self._reset("train")
+        self.loss.start_epoch(self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted epoch left."""

@@ -92,6 +92,17 @@ class Tempered(BinaryLoss):
         return F.binary_cross_entropy_with_logits(logits * self.scale, target, reduction="none")
 
 
+class Dated(BCEWithLogitsLoss):
+    """A user's loss that depends on the epoch."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.epochs = []
+
+    def start_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
 class SeenRows(torchmetrics.Metric):
     """Counts the labels it is shown."""
 
@@ -758,6 +769,25 @@ def test_a_validation_within_an_epoch_leaves_the_training_loss_whole():
     trainer = a_trainer(val_check_interval=2)
     trainer.fit(classifier, loader((inputs, target)), loader((inputs[:7], target[:7])))
     assert_close(trainer.callback_metrics["train_loss"], cross_entropy(classifier(inputs), target).mean().detach())
+
+
+def test_the_loss_is_told_which_epoch_begins_and_goes_on_from_a_checkpoint(tmp_path):
+    batch = samples()
+    for loss in (Dated(), 2.0 * Dated() + BCEWithLogitsLoss()):
+        classifier = a_classifier(loss=loss)
+        trainer = a_trainer(max_epochs=2, num_sanity_val_steps=2)
+        trainer.fit(classifier, loader(batch), loader(batch))
+        assert epochs_of(classifier) == [0, 1]
+        trainer.save_checkpoint(tmp_path / "two.ckpt")
+        again = BinaryClassifier.load_from_checkpoint(tmp_path / "two.ckpt")
+        assert epochs_of(again) == []
+        a_trainer(max_epochs=5).fit(again, loader(batch), loader(batch), ckpt_path=tmp_path / "two.ckpt")
+        assert epochs_of(again) == [2, 3, 4]
+
+
+def epochs_of(classifier):
+    (found,) = [module.epochs for module in classifier.loss.modules() if isinstance(module, Dated)]
+    return found
 
 
 def test_an_interrupted_epoch_is_forgotten():

@@ -209,6 +209,13 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         """Return how many rows :meth:`sums` has: one for each label, unless the loss has no form by label."""
         return num_labels
 
+    def start_epoch(self, epoch: int) -> None:
+        """Take note of the epoch of training that begins, counted from 0.
+
+        Most losses do not depend on it. :class:`BinaryClassifier` calls this; a training loop of one's own has to,
+        where the loss says that it depends on the epoch.
+        """
+
     def recheck(self) -> None:
         """Have the next batch count as the first one again, so that its values are checked."""
         self._checked = False

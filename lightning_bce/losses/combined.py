@@ -130,6 +130,11 @@ class CombinedLoss(BinaryLoss):
         """Return the rows of the sums."""
         return num_labels if self._by_label else 1
 
+    def start_epoch(self, epoch: int) -> None:
+        """Tell every term which epoch begins."""
+        for term in self._losses().values():
+            term.start_epoch(epoch)
+
     def recheck(self) -> None:
         """Have every term check the values of its next batch."""
         for term in self._losses().values():
