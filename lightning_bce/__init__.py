@@ -30,6 +30,7 @@ from lightning_bce.losses import QualityFocalLoss as QualityFocalLoss
 from lightning_bce.losses import RowLoss as RowLoss
 from lightning_bce.losses import SmoothedBCELoss as SmoothedBCELoss
 from lightning_bce.losses import SoftF1Loss as SoftF1Loss
+from lightning_bce.losses import SPLCLoss as SPLCLoss
 from lightning_bce.losses import SymmetricCELoss as SymmetricCELoss
 from lightning_bce.losses import TverskyLoss as TverskyLoss
 from lightning_bce.losses import TwoWayLoss as TwoWayLoss
@@ -63,6 +64,7 @@ from lightning_bce.losses import positive_unlabeled_loss as positive_unlabeled_l
 from lightning_bce.losses import quality_focal_loss as quality_focal_loss
 from lightning_bce.losses import smoothed_bce as smoothed_bce
 from lightning_bce.losses import soft_f1_loss as soft_f1_loss
+from lightning_bce.losses import splc_loss as splc_loss
 from lightning_bce.losses import symmetric_ce as symmetric_ce
 from lightning_bce.losses import tversky_loss as tversky_loss
 from lightning_bce.losses import two_way_loss as two_way_loss

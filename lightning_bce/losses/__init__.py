@@ -54,6 +54,8 @@ from lightning_bce.losses.quality_focal import quality_focal_loss as quality_foc
 from lightning_bce.losses.rows import RowLoss as RowLoss
 from lightning_bce.losses.soft_f1 import SoftF1Loss as SoftF1Loss
 from lightning_bce.losses.soft_f1 import soft_f1_loss as soft_f1_loss
+from lightning_bce.losses.splc import SPLCLoss as SPLCLoss
+from lightning_bce.losses.splc import splc_loss as splc_loss
 from lightning_bce.losses.sums import LossSums as LossSums
 from lightning_bce.losses.symmetric_ce import SymmetricCELoss as SymmetricCELoss
 from lightning_bce.losses.symmetric_ce import symmetric_ce as symmetric_ce

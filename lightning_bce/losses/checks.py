@@ -183,3 +183,16 @@ def check_flag(name: str, value: bool) -> None:
     """
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` is {value!r}; True or False was expected.")
+
+
+def check_whole(name: str, value: int, *, at_least: int) -> None:
+    """Refuse what is no whole number or too small.
+
+    Raises:
+        ValueError: With the number and its bound.
+        TypeError: If it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` is {value!r}; a whole number of at least {at_least} was expected.")
+    if value < at_least:
+        raise ValueError(f"`{name}` is {value}; it must be at least {at_least}.")

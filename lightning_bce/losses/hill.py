@@ -51,10 +51,11 @@ def hill_loss(logits: Tensor, target: Tensor, *, lamb: float = 1.5, margin: floa
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
     of_positives, of_negatives = sides(scores, labels)
-    return by_target(labels, _positive(of_positives, margin, gamma), _negative(of_negatives, lamb))
+    return by_target(labels, focal_margin(of_positives, margin, gamma), _negative(of_negatives, lamb))
 
 
-def _positive(scores: Tensor, margin: float, gamma: float) -> Tensor:
+def focal_margin(scores: Tensor, margin: float, gamma: float) -> Tensor:
+    r"""Return :math:`-(1 - p_m)^\gamma \log p_m` with :math:`p_m = \sigma(x - m)`, exact with all derivatives."""
     shifted = scores - margin
     losses = power_of_probability(-shifted, gamma) * softplus(-shifted)
     # The digits that the shift has rounded off are a relative error of exp(-x) where x is large.

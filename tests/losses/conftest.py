@@ -32,6 +32,11 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "UnobservedBCELoss": {"unobserved": -2},  # -1, its default, is among the values that every loss has to refuse
 }
 
+# What a pure function is told and the module finds out by itself: here, that of a first epoch.
+STATE: dict[str, dict[str, Any]] = {
+    "SPLCLoss": {"correct": False},
+}
+
 # By the paper's own formula a wrong prediction costs no more than a finite value, on one side at least.
 BOUNDED = {"AsymmetricLoss", "BiTemperedLoss", "BrierLoss", "GeneralizedCELoss", "HillLoss"}
 # They count a hard label as a soft one: the minimum lies at a finite logit.
@@ -68,7 +73,7 @@ class Case:
 
         @functools.wraps(function)  # its signature stays the one that was written
         def called(*args: Any, **options: Any) -> Tensor:
-            return function(*args, **(REQUIRED.get(self.cls.__name__, {}) | options))
+            return function(*args, **(STATE.get(self.cls.__name__, {}) | REQUIRED.get(self.cls.__name__, {}) | options))
 
         return called
 
