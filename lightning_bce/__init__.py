@@ -18,6 +18,7 @@ from lightning_bce.losses import FocalLoss as FocalLoss
 from lightning_bce.losses import GeneralizedCELoss as GeneralizedCELoss
 from lightning_bce.losses import HillLoss as HillLoss
 from lightning_bce.losses import JaccardLoss as JaccardLoss
+from lightning_bce.losses import LargeLossBCELoss as LargeLossBCELoss
 from lightning_bce.losses import LogitAdjustedLoss as LogitAdjustedLoss
 from lightning_bce.losses import LossSums as LossSums
 from lightning_bce.losses import MarginBCELoss as MarginBCELoss
@@ -53,6 +54,7 @@ from lightning_bce.losses import generalized_ce as generalized_ce
 from lightning_bce.losses import hill_loss as hill_loss
 from lightning_bce.losses import inverse_frequency_weight as inverse_frequency_weight
 from lightning_bce.losses import jaccard_loss as jaccard_loss
+from lightning_bce.losses import large_loss_bce as large_loss_bce
 from lightning_bce.losses import logit_adjusted_bce as logit_adjusted_bce
 from lightning_bce.losses import margin_bce as margin_bce
 from lightning_bce.losses import mcc_loss as mcc_loss

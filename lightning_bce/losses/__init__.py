@@ -29,6 +29,8 @@ from lightning_bce.losses.jaccard import JaccardLoss as JaccardLoss
 from lightning_bce.losses.jaccard import jaccard_loss as jaccard_loss
 from lightning_bce.losses.label_smoothing import SmoothedBCELoss as SmoothedBCELoss
 from lightning_bce.losses.label_smoothing import smoothed_bce as smoothed_bce
+from lightning_bce.losses.large_loss import LargeLossBCELoss as LargeLossBCELoss
+from lightning_bce.losses.large_loss import large_loss_bce as large_loss_bce
 from lightning_bce.losses.logit_adjusted import LogitAdjustedLoss as LogitAdjustedLoss
 from lightning_bce.losses.logit_adjusted import logit_adjusted_bce as logit_adjusted_bce
 from lightning_bce.losses.margin import MarginBCELoss as MarginBCELoss

@@ -34,6 +34,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 # What a pure function is told and the module finds out by itself: here, that of a first epoch.
 STATE: dict[str, dict[str, Any]] = {
+    "LargeLossBCELoss": {"rate": 0.0},
     "SPLCLoss": {"correct": False},
 }
 
