@@ -247,10 +247,14 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         self.register_buffer(name, tensor, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Constants keep float64 when the module is cast, because bfloat16 makes a pos_weight of 99.7 a 99.5.
-        constants = {name: self._buffers[name] for name in self._non_persistent_buffers_set}
+        # Constants keep float64 when the module is cast, because bfloat16 makes a pos_weight of 99.7 a 99.5. So does
+        # what a loss remembers, because bfloat16 counts to 256.
+        constants = dict(self._buffers)
         if fn(torch.zeros(1)).device.type == "mps":  # which has no float64
-            constants = {name: None if value is None else value.float() for name, value in constants.items()}
+            constants = {
+                name: value.float() if value is not None and value.dtype == torch.float64 else value
+                for name, value in constants.items()
+            }
             self._buffers.update(constants)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in constants.items():
