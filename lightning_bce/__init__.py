@@ -16,6 +16,7 @@ from lightning_bce.losses import DiceLoss as DiceLoss
 from lightning_bce.losses import DistributionBalancedLoss as DistributionBalancedLoss
 from lightning_bce.losses import FocalLoss as FocalLoss
 from lightning_bce.losses import GeneralizedCELoss as GeneralizedCELoss
+from lightning_bce.losses import GHMCLoss as GHMCLoss
 from lightning_bce.losses import HillLoss as HillLoss
 from lightning_bce.losses import JaccardLoss as JaccardLoss
 from lightning_bce.losses import LargeLossBCELoss as LargeLossBCELoss
@@ -51,6 +52,7 @@ from lightning_bce.losses import distribution_balanced_bce as distribution_balan
 from lightning_bce.losses import effective_number_weight as effective_number_weight
 from lightning_bce.losses import focal_loss as focal_loss
 from lightning_bce.losses import generalized_ce as generalized_ce
+from lightning_bce.losses import ghm_c as ghm_c
 from lightning_bce.losses import hill_loss as hill_loss
 from lightning_bce.losses import inverse_frequency_weight as inverse_frequency_weight
 from lightning_bce.losses import jaccard_loss as jaccard_loss

@@ -23,6 +23,8 @@ from lightning_bce.losses.focal import FocalLoss as FocalLoss
 from lightning_bce.losses.focal import focal_loss as focal_loss
 from lightning_bce.losses.generalized_ce import GeneralizedCELoss as GeneralizedCELoss
 from lightning_bce.losses.generalized_ce import generalized_ce as generalized_ce
+from lightning_bce.losses.ghm import GHMCLoss as GHMCLoss
+from lightning_bce.losses.ghm import ghm_c as ghm_c
 from lightning_bce.losses.hill import HillLoss as HillLoss
 from lightning_bce.losses.hill import hill_loss as hill_loss
 from lightning_bce.losses.jaccard import JaccardLoss as JaccardLoss

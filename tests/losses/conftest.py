@@ -24,6 +24,8 @@ PROGRAMS = ("lightning_bce.cli", "lightning_bce.__main__")  # they introduce par
 # Arguments of the losses that cannot be made without any.
 REQUIRED: dict[str, dict[str, Any]] = {
     "DistributionBalancedLoss": {"counts": 40, "total": 257},
+    # Its factors depend on the whole batch and on those before, unless all elements are in one bin and none is kept.
+    "GHMCLoss": {"bins": 1, "momentum": 0.0},
     "LogitAdjustedLoss": {"prior": 0.2},
     "MarginBCELoss": {"counts": 40},
     # Its factor depends on which labels of a sample are known, which a loop over the elements cannot see.
@@ -74,7 +76,9 @@ class Case:
 
         @functools.wraps(function)  # its signature stays the one that was written
         def called(*args: Any, **options: Any) -> Tensor:
-            return function(*args, **(STATE.get(self.cls.__name__, {}) | REQUIRED.get(self.cls.__name__, {}) | options))
+            given = STATE.get(self.cls.__name__, {}) | REQUIRED.get(self.cls.__name__, {})
+            known = inspect.signature(function).parameters  # what a module remembers by is not among them
+            return function(*args, **({name: v for name, v in given.items() if name in known} | options))
 
         return called
 
