@@ -6,9 +6,11 @@ import logging
 import time
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as shapes
 from torch import Tensor
 
 from lightning_bce.engine.batch import Formula, Inputs, in_full, sum_dtype
@@ -54,16 +56,18 @@ class Kernels:
         # What makes the compiler begin anew; sizes do not, but for a single label.
         first = (*key, *inputs.each(_nature))  # type: ignore[arg-type]
         new, begin = first not in self._seen, time.perf_counter()
-        with torch.no_grad(), torch.autocast(inputs.logits.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(inputs.logits.device.type, enabled=False), sizes_apart(new):
             result = self._made[key](*given)
-        if new:
-            self._seen.add(first)
-            log.info(
-                "%s: a kernel was generated in %.1f s. The compiler keeps it on disk; the next run finds it there.",
-                name,
-                time.perf_counter() - begin,
-            )
+        seconds = time.perf_counter() - begin
+        self._seen.add(first)
+        if new and seconds > 1:
+            log.info("%s: generated a kernel in %.1f s, which the compiler keeps for the next run.", name, seconds)
         return result
+
+
+def sizes_apart(new: bool) -> AbstractContextManager[Any]:
+    """Keep the compiler from taking two sizes that are equal in its first batch for one, and beginning anew later."""
+    return shapes.patch(use_duck_shape=False) if new and hasattr(shapes, "use_duck_shape") else nullcontext()  # type: ignore[attr-defined]
 
 
 def _nature(tensor: Tensor) -> tuple[Any, ...]:

@@ -75,9 +75,9 @@ def layout_of(shape: Sequence[int], alike: bool = False) -> Layout | None:
     available = samples // lanes
     if available < 4:  # not two groups of two rows
         return None
-    # The number of rows that leaves the smallest rest; not that of the groups, as a compiler takes equal sizes for one.
+    # The number of rows that leaves the smallest rest.
     most = min(ROWS, available // 2)
-    candidates = [r for r in range(most, max(most // 2, 2) - 1, -1) if available // r != r] or [most]
+    candidates = range(most, max(most // 2, 2) - 1, -1)
     rows = min(candidates, key=lambda r: available % r)
     groups = available // rows
     covered = groups * rows * lanes

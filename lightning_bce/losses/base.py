@@ -29,7 +29,7 @@ Reduction = Literal["none", "mean", "weighted_mean", "sum", "batchmean"]
 Validation = Literal["first_batch", "always", "off"]
 
 
-WORTHWHILE = 2**20  # elements; a kernel then saves more than 10 ms a step and is paid back within minutes
+WORTHWHILE = 2**17  # elements; a kernel then saves milliseconds a step, and some thousand steps pay for the compiler
 
 
 class BinaryLoss(Recorded, nn.Module, ABC):
@@ -57,7 +57,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         validate: Whether target values are checked at the "first_batch" (that waits for the device once), "always" or
             not at all ("off"). Shapes are always checked. Compiled code does not check values.
         fused: Whether value, sums and gradient come out of one pass, by a kernel that torch.compile generates from the
-            formula, to the same numbers. None takes it for batches of 2^20 elements and more, below which the wait
+            formula, to the same numbers. None takes it for batches of 2^17 elements and more, below which the wait
             for the compiler does not pay, and without a compiler goes through such a batch in chunks. True takes it
             always and raises where it cannot be had, False never. What only the formula can do, it does: a second
             derivative, a gradient for the target or a weight, ``torch.func``, a model that is compiled as a whole.
@@ -327,12 +327,16 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         scale = 1 / in_dtype(max(count, 1), full_precision(logits[:0] if logits.ndim else logits).dtype)
         kernels = None if reason_against(logits.device.type) else self._kernels
         formula = self._formula._replace(losses=self._blockwise)
-        alike = not any(value.numel() > 1 for value in self._constants().values())
-        return Pass(type(self).__name__, formula, batch, scale, alike, kernels)
+        return Pass(type(self).__name__, formula, batch, scale, self._alike(), kernels)
 
     def _blockwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :meth:`elementwise` of blocks, in which dimension 1 are the labels and the others have no order."""
         return self._checked_elementwise(logits, target)
+
+    def _alike(self) -> bool:
+        """Return whether the formula is known to be the same for every label, and not to ask how many there are."""
+        ours = type(self).__module__.startswith("lightning_bce.")
+        return ours and not any(value.numel() > 1 for value in self._constants().values())
 
     def _constants(self) -> dict[str, Tensor]:
         """Return the tensors that the formula may read."""

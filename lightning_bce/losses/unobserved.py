@@ -143,6 +143,9 @@ class UnobservedBCELoss(BinaryLoss):
         valid, observed = self.valid(logits, target, mask), ~self._hidden(target)
         return observed if valid is None else valid & observed
 
+    def _alike(self) -> bool:
+        return super()._alike() and not (self.strategy == "weak" and self.strength is None)  # which counts the labels
+
     def _refuse_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
         # The mark is no label, and none of what is refused.
         super()._refuse_values(logits, target.masked_fill(self._hidden(target), 0), weight, valid)
