@@ -20,11 +20,13 @@ import torch
 RANKS = 2
 SECONDS = 120
 
-# pytest writes the name of the running test, inductor where it keeps its cache, Lightning the seed it was given.
+# pytest writes the name of the running test, inductor where it keeps its cache and where an object lies, Lightning the
+# seed it was given.
 WRITTEN_BY_TOOLS = {
     "PYTEST_CURRENT_TEST",
     "PYTEST_VERSION",
     "TORCHINDUCTOR_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
 }

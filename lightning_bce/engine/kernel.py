@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import types
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.fx.experimental._config as shapes
 from torch import Tensor
 
@@ -22,13 +24,22 @@ if not log.hasHandlers():  # as Lightning does: a wait of seconds has to be said
     log.propagate = False
 
 # The loops keep the order in which the blocks are written down, rows last. See [one pass] in layout.py.
-OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"pick_loop_orders": False}
+HOW: dict[str, Any] = {"options": {"pick_loop_orders": False}}
+
+
+_NUMBERS = itertools.count()
+
+
+class KernelError(RuntimeError):
+    """The compiler could not make a kernel; the message is its reason."""
 
 
 class Kernels:
     """The kernels of one loss, each generated when it is first asked for. A copy of a loss begins without any."""
 
     def __init__(self) -> None:
+        self.failure: str | None = None
+        """Why the compiler gave up, once it has."""
         self._made: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
         self._seen: set[tuple[Any, ...]] = set()
 
@@ -56,8 +67,15 @@ class Kernels:
         # What makes the compiler begin anew; sizes do not, but for a single label.
         first = (*key, *inputs.each(_nature))  # type: ignore[arg-type]
         new, begin = first not in self._seen, time.perf_counter()
-        with torch.no_grad(), torch.autocast(inputs.logits.device.type, enabled=False), sizes_apart(new):
-            result = self._made[key](*given)
+        try:
+            with torch.no_grad(), torch.autocast(inputs.logits.device.type, enabled=False), _every_size(new):
+                result = self._made[key](*given)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            said = " ".join(str(error).split("\n")[:2]).strip()
+            self.failure = f"the compiler gave up ({type(error).__name__}: {said})"
+            raise KernelError(self.failure) from error
         seconds = time.perf_counter() - begin
         self._seen.add(first)
         if new and seconds > 1:
@@ -65,9 +83,17 @@ class Kernels:
         return result
 
 
-def sizes_apart(new: bool) -> AbstractContextManager[Any]:
-    """Keep the compiler from taking two sizes that are equal in its first batch for one, and beginning anew later."""
-    return shapes.patch(use_duck_shape=False) if new and hasattr(shapes, "use_duck_shape") else nullcontext()  # type: ignore[attr-defined]
+@contextmanager
+def _every_size(new: bool) -> Iterator[None]:
+    """Have the compiler take two sizes that are equal in its first batch for two, and a hyper-parameter for a number.
+
+    A number that it sees change it would take for unknown, and compute every power of it the long way.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch._dynamo.config.patch(specialize_float=True))
+        if new and hasattr(shapes, "use_duck_shape"):
+            stack.enter_context(shapes.patch(use_duck_shape=False))  # type: ignore[attr-defined]
+        yield
 
 
 def _nature(tensor: Tensor) -> tuple[Any, ...]:
@@ -109,9 +135,10 @@ def _with_gradient(formula: Formula, inputs: Inputs, scale: Tensor | None, gradi
 
 def _compiled(function: Any) -> Callable[..., Tensor]:
     """Return a function compiled for all sizes."""
-    # The compiler counts its attempts by code object, and closures of one `def` share theirs: without a code of its own
-    # each loss would use up the attempts of the others.
+    # The compiler counts its attempts, and remembers what varied, by the code's name: without one of its own each loss
+    # would use up the attempts of the others.
+    name = f"{function.__name__}_{next(_NUMBERS)}"
     own = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+        function.__code__.replace(co_name=name), function.__globals__, name, None, function.__closure__
     )
-    return torch.compile(own, dynamic=True, fullgraph=True, options=OPTIONS)
+    return torch.compile(own, dynamic=True, fullgraph=True, **HOW)

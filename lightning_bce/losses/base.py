@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_bce.engine import Formula, Inputs, Kernels, Pass, known_labels, reason_against
+from lightning_bce.engine import Formula, Inputs, KernelError, Kernels, Pass, known_labels, reason_against
 from lightning_bce.losses.checks import (
     Factor,
     PerLabel,
@@ -27,6 +28,7 @@ from lightning_bce.spec import Recorded
 
 Reduction = Literal["none", "mean", "weighted_mean", "sum", "batchmean"]
 Validation = Literal["first_batch", "always", "off"]
+Result = TypeVar("Result")
 
 
 WORTHWHILE = 2**17  # elements; a kernel then saves milliseconds a step, and some thousand steps pay for the compiler
@@ -155,7 +157,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         """
         batch = self._batch(logits, target, weight, mask)
         if self._in_one_pass(batch):
-            return LossSums(*self._pass(batch).sums())
+            return LossSums(*self._run_pass(batch, Pass.sums))
         losses = self._formula.weighted(batch, full_precision(logits))
         # (N, C, P): one label for (N,), one position for (N, C)
         shape = (*logits.shape, 1, 1)[:2]
@@ -171,8 +173,8 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         batch = self._batch(logits, target, weight, mask)
         if self._in_one_pass(batch):
             if self.reduction == "none":
-                return self._pass(batch).losses()
-            sums = LossSums(*self._pass(batch).sums())
+                return self._run_pass(batch, Pass.losses)
+            sums = LossSums(*self._run_pass(batch, Pass.sums))
             return sums.loss.sum() if self.reduction == "sum" else sums.mean()
         losses = self._formula.weighted(batch, full_precision(logits))
         if self.reduction == "none":
@@ -310,12 +312,24 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         if not may_look() or any(t is not None and t.requires_grad for t in others):
             return False
         reason = self._reason_against_blocks(batch.logits)
-        if self.fused and (reason := reason or reason_against(batch.logits.device.type)):
+        if self.fused and (reason := reason or self._reason_against_kernels(batch.logits.device)):
             raise RuntimeError(
                 f"`fused` is True, and {type(self).__name__} cannot have a generated kernel here: {reason}. Leave "
                 "`fused` out to take the fastest way that there is."
             )
         return reason is None
+
+    def _reason_against_kernels(self, device: torch.device) -> str | None:
+        return reason_against(device.type) or self._kernels.failure
+
+    def _run_pass(self, batch: Inputs, run: Callable[[Pass], Result]) -> Result:
+        """Return what a pass over the batch gives, in chunks if the compiler fails."""
+        try:
+            return run(self._pass(batch))
+        except KernelError as error:
+            if self._in_one_pass(batch):  # which raises if a kernel was asked for
+                warnings.warn(f"{type(self).__name__} goes on without a generated kernel: {error}.", stacklevel=3)
+            return run(self._pass(batch))
 
     def _pass(self, batch: Inputs) -> Pass:
         """Return the pass over a batch."""
@@ -325,7 +339,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         )
         # As float32 divides, so that the gradient of a mean is the expected one to the last bit.
         scale = 1 / in_dtype(max(count, 1), full_precision(logits[:0] if logits.ndim else logits).dtype)
-        kernels = None if reason_against(logits.device.type) else self._kernels
+        kernels = None if self._reason_against_kernels(logits.device) else self._kernels
         formula = self._formula._replace(losses=self._blockwise)
         return Pass(type(self).__name__, formula, batch, scale, self._alike(), kernels)
 
@@ -438,7 +452,9 @@ def check_constant(name: str, value: Tensor, logits: Tensor) -> None:
         ValueError: With both shapes.
     """
     shape = logits.shape
-    fits = value.ndim <= len(shape) and all(v in (1, n) for v, n in zip(value.shape[::-1], shape[::-1], strict=False))
+    fits = value.ndim <= len(shape) and all(
+        v == 1 or v == n for v, n in zip(value.shape[::-1], shape[::-1], strict=False)
+    )
     if not fits:
         raise ValueError(
             f"`{name}` has shape {tuple(value.shape)}, which does not broadcast to the output's {tuple(shape)} without "

@@ -133,3 +133,6 @@ class BiTemperedLoss(BinaryLoss):
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`bi_tempered_loss`."""
         return bi_tempered_loss(logits, target, t1=self.t1, t2=self.t2)
+
+    def _reason_against_blocks(self, logits: Tensor) -> str | None:
+        return "its probability is found in eight steps of iteration, which would take minutes to compile"
