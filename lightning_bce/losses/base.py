@@ -373,7 +373,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
     def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
         if self.validate == "off" or (self.validate == "first_batch" and self._checked):
             return
-        if not may_look():
+        if not may_look() or target.is_meta:  # a tensor without values is no first batch either
             return
         self._refuse_values(logits, target, weight, valid)
         self._checked = target.numel() > 0

@@ -90,6 +90,13 @@ class Case:
         scores = 2 * torch.randn(shape, dtype=torch.float64)
         return (scores if self.on_logits else 0.02 + 0.96 * scores.sigmoid()).to(dtype)
 
+    def batch(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """Model outputs and hard labels."""
+        return self.outputs(*shape), torch.randint(0, 2, shape).double()
+
+    def __str__(self) -> str:
+        return self.cls.__name__
+
     def extremes(self, dtype: torch.dtype) -> Tensor:
         """The outputs at which a careless formula breaks."""
         return torch.tensor([-1e4, 0.0, 1e4] if self.on_logits else [0.0, 0.5, 1.0], dtype=dtype)
@@ -118,7 +125,7 @@ def _below(base: type[BinaryLoss]) -> Iterator[type[BinaryLoss]]:
 CASES = [Case(cls) for cls in concrete_losses() if cls.per_element]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.cls.__name__)
+@pytest.fixture(params=CASES, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
@@ -220,6 +227,10 @@ class RowCase:
             labels[:, 0] = 1 - labels[:, 1]
         return labels
 
+    def batch(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """Logits and hard labels."""
+        return self.logits(*shape), self.target(*shape)
+
     def __str__(self) -> str:
         return "-".join([self.cls.__name__, *(f"{name}={value}" for name, value in self.arguments)])
 
@@ -239,6 +250,12 @@ def row_cases() -> list[RowCase]:
 
 @pytest.fixture(params=ROW_CASES, ids=str)
 def row_case(request: pytest.FixtureRequest) -> RowCase:
+    return request.param
+
+
+@pytest.fixture(params=[*CASES, *ROW_CASES], ids=str)
+def any_case(request: pytest.FixtureRequest) -> Case | RowCase:
+    """A loss of either kind, for what both promise."""
     return request.param
 
 
