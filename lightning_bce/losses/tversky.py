@@ -36,9 +36,10 @@ def tversky_loss(
     than a false alarm. Not where probabilities are needed, as overlap is no proper score and pushes them to 0 and 1;
     and not by label in small batches, in which a label has few positives.
 
-    The weights are the paper's and mean what they do in MONAI and Keras; in the first code of the focal Tversky loss
-    alpha is the weight of the false negatives. Its gamma of 4/3 divides the exponent: here it is 0.75.
-    ``smooth`` is 1 as in that code: a row without positives is then pulled towards 0.
+    The weights are the paper's alpha and beta and mean what they do in MONAI; in the first code of the focal Tversky
+    loss, and by its formula in Keras, alpha is the weight of the false negatives. The focal paper's gamma of 4/3
+    divides the exponent: here it is 0.75. ``smooth`` is 1 as in the code: a row without positives is then pulled
+    towards 0.
 
     Args:
         logits: Scores before the sigmoid, (..., E), a row in the last dimension; for a row of each label of (N, C)
