@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from discovery import concrete_losses
 from mpmath import mp, mpf
 from torch import Tensor
 
-import lightning_bce
 from lightning_bce.losses import BinaryLoss, RowLoss
-
-PROGRAMS = ("lightning_bce.cli", "lightning_bce.__main__")  # they introduce parts to each other and hold no loss
 
 # Arguments of the losses that cannot be made without any.
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -100,26 +96,6 @@ class Case:
     def extremes(self, dtype: torch.dtype) -> Tensor:
         """The outputs at which a careless formula breaks."""
         return torch.tensor([-1e4, 0.0, 1e4] if self.on_logits else [0.0, 0.5, 1.0], dtype=dtype)
-
-
-def concrete_losses() -> list[type[BinaryLoss]]:
-    """Return every class of the library that derives from BinaryLoss and can be made."""
-    for module in pkgutil.walk_packages(lightning_bce.__path__, "lightning_bce."):
-        if module.name in PROGRAMS:
-            continue
-        try:
-            importlib.import_module(module.name)
-        except ModuleNotFoundError as error:  # an extra that is not installed; a hole in the library itself is an error
-            if (error.name or "lightning_bce").startswith("lightning_bce"):
-                raise
-    return sorted(set(_below(BinaryLoss)), key=lambda cls: cls.__name__)
-
-
-def _below(base: type[BinaryLoss]) -> Iterator[type[BinaryLoss]]:
-    for cls in base.__subclasses__():
-        if cls.__module__.startswith("lightning_bce.") and not inspect.isabstract(cls):
-            yield cls
-        yield from _below(cls)
 
 
 CASES = [Case(cls) for cls in concrete_losses() if cls.per_element]
