@@ -85,10 +85,9 @@ class AUCMarginLoss(RowLoss):
     descends takes ``alpha`` uphill, as its gradient is reversed. They are in checkpoints, and stay in float32 when the
     module is cast to half precision.
 
-    They start at 0, so that the first loss is :math:`E_+[p^2] + E_-[p^2]`, 0.5 at logits of 0, and all scores fall
-    until a and alpha have moved. With a learning rate of 0.001 that takes hundreds of steps, in which the ranking may
-    be worse than chance. Give them a group of their own, with 0.01 to 0.1 and no weight decay, which draws them to 0;
-    or start them by ``torch.nn.init.constant_`` at 0.5, 0.5 and ``margin``, their optimum at logits of 0.
+    They start at 0.5, 0.5 and ``margin``, their optimum at logits of 0, where the loss is ``margin`` squared. From 0, as
+    in the papers, all scores fall first, and under a common learning rate the ranking is worse than chance for hundreds
+    of steps. A weight decay draws them to 0: give them a group of their own where it is strong.
 
     The loss is of the variables as they are, and not of the batch alone: it may rise, or be negative, while the ranking
     gets better. Choose epochs by ``val_AUROC``. Below 0, where momentum may take it, ``alpha`` counts as 0; its own
@@ -112,7 +111,7 @@ class AUCMarginLoss(RowLoss):
         >>> optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
         >>> loss(torch.tensor([2.0, -1.0, 0.0]), torch.tensor([1, 0, 0])).backward()
         >>> optimizer.step()
-        >>> loss.a.item() > 0, loss.b.item() > 0, loss.alpha.item() > 0
+        >>> loss.a.item() > 0.5, loss.b.item() < 0.5, loss.alpha.item() < 1
         (True, True, True)
     """
 
@@ -129,9 +128,9 @@ class AUCMarginLoss(RowLoss):
         self.num_labels = num_labels
         self.margin = margin
         # Of float32 whatever the default is: a trainer in bfloat16 changes it while modules are made.
-        self.a = nn.Parameter(torch.zeros(num_labels, dtype=torch.float32))
-        self.b = nn.Parameter(torch.zeros(num_labels, dtype=torch.float32))
-        self.alpha = nn.Parameter(torch.zeros(num_labels, dtype=torch.float32))
+        self.a = nn.Parameter(torch.full((num_labels,), 0.5, dtype=torch.float32))
+        self.b = nn.Parameter(torch.full((num_labels,), 0.5, dtype=torch.float32))
+        self.alpha = nn.Parameter(torch.full((num_labels,), float(margin), dtype=torch.float32))
 
     def rowwise(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Return :func:`auc_margin_loss` at the variables; rows count that have both sides."""

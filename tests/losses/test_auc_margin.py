@@ -152,16 +152,16 @@ def test_the_module_is_the_function_at_its_variables_with_none_below_zero():
     assert_close(*grads)
 
 
-def test_the_first_loss_is_the_squares_of_the_probabilities_and_lowers_all_scores():
-    logits, target = a_batch()
-    loss = AUCMarginLoss(num_labels=3)
+def test_at_first_the_variables_are_at_their_optimum_for_logits_of_0_and_the_sides_part():
+    loss = AUCMarginLoss(num_labels=3, margin=1.5)
     assert set(loss.state_dict()) == set(NAMES)
-    assert all((value == 0).all() and value.shape == (3,) for value in loss.state_dict().values())
-    p, positive = logits.sigmoid(), target == 1
-    squares = [torch.where(side, p**2, 0.0).sum(0) / side.sum(0) for side in (positive, ~positive)]
-    assert_close(loss(logits, target), (squares[0] + squares[1]).mean())
-    assert (torch.autograd.grad(loss(logits, target), logits)[0] > 0).all()
-    assert loss(torch.zeros(7, 3), torch.tensor([[1, 0, 1]] * 3 + [[0, 1, 0]] * 4)) == 0.5
+    logits, target = torch.zeros(7, 3).requires_grad_(), torch.tensor([[1, 0, 1]] * 3 + [[0, 1, 0]] * 4)
+    value = loss(logits, target)
+    assert_close(value, torch.tensor(1.5**2))
+    assert_close(value, auc_margin_loss(logits.T, target.T, margin=1.5).mean())
+    gradients = torch.autograd.grad(value, [logits, *loss.parameters()])
+    assert (gradients[0][target == 1] < 0).all() and (gradients[0][target == 0] > 0).all()
+    assert all((gradient == 0).all() for gradient in gradients[1:])
 
 
 def test_two_variables_descend_and_the_third_climbs():
