@@ -129,8 +129,8 @@ class AsymmetricLoss(BinaryLoss):
         gamma_pos: Focus of the positives, at least 0. The paper's 0; its code has 1.
         clip: Probability in [0, 1) below which a negative costs nothing.
         detach_focus: Whether the focusing factors count as constants in the gradient. Needs a focus above 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`. The
-            paper's code sums; with a mean the learning rate is another.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
+            The paper's code sums; with a mean the learning rate is another.
 
     Raises:
         ValueError: If a focus is negative, ``clip`` lies outside [0, 1), or ``detach_focus`` would have no effect.

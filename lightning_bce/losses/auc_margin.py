@@ -85,9 +85,9 @@ class AUCMarginLoss(RowLoss):
     descends takes ``alpha`` uphill, as its gradient is reversed. They are in checkpoints, and stay in float32 when the
     module is cast to half precision.
 
-    They start at 0.5, 0.5 and ``margin``, their optimum at logits of 0, where the loss is ``margin`` squared. From 0, as
-    in the papers, all scores fall first, and under a common learning rate the ranking is worse than chance for hundreds
-    of steps. A weight decay draws them to 0: give them a group of their own where it is strong.
+    They start at 0.5, 0.5 and ``margin``, their optimum at logits of 0, where the loss is ``margin`` squared. From 0
+    all scores fall first, and under a common learning rate the ranking is worse than chance for hundreds of steps. A
+    weight decay draws them to 0: give them a group of their own where it is strong.
 
     The loss is of the variables as they are, and not of the batch alone: it may rise, or be negative, while the ranking
     gets better. Choose epochs by ``val_AUROC``. Below 0, where momentum may take it, ``alpha`` counts as 0; its own

@@ -57,7 +57,7 @@ class BCEWithLogitsLoss(BinaryLoss):
         weight: Factor of each element, broadcast to the output from the last dimension. As in torch it scales the loss
             and leaves the denominator of "mean" alone; "weighted_mean" divides by its sum.
         pos_weight: Factor of the positive term, at least 0, one number or one for each label of (N, C).
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If a factor is negative or not finite.

@@ -113,7 +113,7 @@ class BiTemperedLoss(BinaryLoss):
     Args:
         t1: Temperature of the loss in [0, 1]. Below 1 no mistake costs more than 1 / (1 - ``t1``).
         t2: Temperature of the probability, at least 1. Above 1 its tail is heavy.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``t1`` lies outside [0, 1] or ``t2`` is below 1.

@@ -46,7 +46,7 @@ class BrierLoss(BinaryLoss):
     """Brier score. See :func:`brier_loss`.
 
     Args:
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Example:
         >>> import torch

@@ -123,7 +123,7 @@ class DistributionBalancedLoss(BinaryLoss):
         lam: The paper's lambda, how much sooner than positives negatives are let go of, above 0.
         kappa: Strength of the threshold, at least 0.
         gamma: Focus, at least 0. At 0 there is none.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If a count is impossible or an option is out of range.

@@ -118,7 +118,7 @@ class FocalLoss(BinaryLoss):
         alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1.
         soft_targets: One of "linear", "two_term", "quality": what the loss of a soft label is. The last two need a
             ``gamma`` above 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``gamma`` is negative, ``alpha`` outside [0, 1], or ``soft_targets`` unknown or without effect.

@@ -57,7 +57,7 @@ class GeneralizedCELoss(BinaryLoss):
 
     Args:
         q: How much noise is tolerated, in [0, 1]. At 0 this is binary cross-entropy, at 1 the absolute error.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``q`` lies outside [0, 1].

@@ -117,7 +117,7 @@ class GHMCLoss(BinaryLoss):
         bins: Bins of the histogram, at least 1.
         momentum: The paper's alpha, :math:`\mu` above, in [0, 1). At 0 nothing is remembered, nor saved, and each batch
             has its own histogram, in evaluation too. The default is the paper's; its code has 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If an option is out of range.

@@ -83,8 +83,8 @@ class HillLoss(BinaryLoss):
         lamb: The paper's lambda, at least 1. A negative costs at most ``lamb`` - 1 where the model is sure.
         margin: What a positive has to be surer by, in logits, at least 0.
         gamma: Focus of the positives, at least 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`. The
-            paper's code sums.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
+            The paper's code sums.
 
     Raises:
         ValueError: If ``lamb`` is below 1, or ``margin`` or ``gamma`` is negative.

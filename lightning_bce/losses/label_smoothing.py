@@ -96,7 +96,7 @@ class SmoothedBCELoss(BinaryLoss):
             0.1 if no amount is given. Not together with the other two.
         positive_smoothing: Amount in [0, 1): 1 becomes 1 - ``positive_smoothing``. 0 if only the other is given.
         negative_smoothing: Amount in [0, 1): 0 becomes ``negative_smoothing``. 0 if only the other is given.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If an amount lies outside [0, 1), ``smoothing`` comes with a separate amount, or both amounts

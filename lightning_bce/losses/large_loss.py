@@ -120,7 +120,7 @@ class LargeLossBCELoss(BinaryLoss):
             :math:`\Delta_\mathrm{rel}`, chosen there by data set and strategy; the default is ours.
         max_rate: The largest share, above 0 and at most 1. The paper has no such bound and few epochs; the default is
             ours.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If an option is out of range.

@@ -62,7 +62,7 @@ class LogitAdjustedLoss(BinaryLoss):
     Args:
         prior: Frequency of the positives in (0, 1), one number or one for each label.
         tau: Strength, at least 0. At 0 this is binary cross-entropy.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If a prior lies outside (0, 1) or ``tau`` is negative.

@@ -73,7 +73,7 @@ class MarginBCELoss(BinaryLoss):
         counts: Positives of each label, at least 0, or one number for all.
         max_margin: Margin of the rarest label, at least 0.
         scale: Factor of the logit, above 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If a count or ``max_margin`` is negative, or ``scale`` not above 0.

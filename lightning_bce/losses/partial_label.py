@@ -93,7 +93,7 @@ class PartialLabelBCELoss(BinaryLoss):
         slope: Of the factor by the fraction of known labels, the paper's alpha.
         offset: Of that factor, the paper's beta.
         power: Exponent of the fraction, the paper's gamma.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If the factor could be negative, or ``power`` has no effect.

@@ -93,7 +93,7 @@ class PolyLoss(BinaryLoss):
         epsilon: What is added to the first coefficient, at least -1. At 0 this is focal loss.
         gamma: Focus, at least 0. At 0 the formula is that of cross-entropy.
         alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``epsilon`` is below -1, ``gamma`` negative or ``alpha`` outside [0, 1].

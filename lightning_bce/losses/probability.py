@@ -132,7 +132,7 @@ class BCELoss(BinaryLoss):
 
     Args:
         weight: Factor of each element, broadcast to the output from the last dimension.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If a weight is negative or not finite.
@@ -161,7 +161,7 @@ class WeightedBCELoss(BinaryLoss):
     Args:
         alpha: Weight of the **negatives** in [0, 1]; the positives get 1 - ``alpha``.
         eps: Added inside the logarithms, at least 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``alpha`` lies outside [0, 1] or ``eps`` is negative.
@@ -193,7 +193,7 @@ class BCEFocalLoss(BinaryLoss):
         gamma: Focus, at least 0. At 0 this is :class:`WeightedBCELoss`.
         alpha: Weight of the **negatives** in [0, 1]; the positives get 1 - ``alpha``.
         eps: Added inside logarithms and powers, at least 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``gamma`` or ``eps`` is negative or ``alpha`` lies outside [0, 1].

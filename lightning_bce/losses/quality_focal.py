@@ -66,7 +66,7 @@ class QualityFocalLoss(BinaryLoss):
 
     Args:
         beta: Focus, at least 0. At 0 this is binary cross-entropy.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If ``beta`` is negative.

@@ -100,8 +100,8 @@ class SPLCLoss(BinaryLoss):
             labels are believed for one epoch.
         margin: What a positive has to be surer by, in logits, at least 0.
         gamma: Focus of both sides, at least 0.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`. The
-            paper's code sums.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
+            The paper's code sums.
 
     Raises:
         ValueError: If an option is out of range.

@@ -86,7 +86,7 @@ class SymmetricCELoss(BinaryLoss):
         ce_weight: Factor of binary cross-entropy, at least 0: the paper's ``alpha``.
         rce_weight: Factor of the reverse cross-entropy, at least 0: the paper's ``beta``.
         log_zero: The least logarithm of a label, below 0: the paper's ``A``.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If a weight is negative, both are 0, or ``log_zero`` is not below 0.

@@ -101,7 +101,7 @@ class UnobservedBCELoss(BinaryLoss):
         unobserved: What marks an unobserved label in the target: a whole number below 0, or NaN.
         strategy: "negative", "weak" or "entropy".
         strength: Weight of the strategy, at least 0. None is 1 / (C - 1) for "weak" and 0.1 for "entropy".
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
         ValueError: If an option is out of range or has no effect, or both marks are the same.

@@ -65,8 +65,8 @@ class VarifocalLoss(BinaryLoss):
     Args:
         negative_weight: Factor of the negatives, at least 0: the paper's ``alpha``. The positives have 1.
         gamma: Focus of the negatives, at least 0. The positives have none.
-        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``: see :class:`BinaryLoss`. The paper
-            divides the sum by the number of positives.
+        **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
+            The paper divides the sum by the number of positives.
 
     Raises:
         ValueError: If ``negative_weight`` or ``gamma`` is negative.
