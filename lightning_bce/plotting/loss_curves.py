@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_bce.losses import BinaryLoss
+from lightning_bce.losses import BinaryLoss, RowLoss
 from lightning_bce.spec import load_class
 
 if TYPE_CHECKING:
@@ -39,15 +39,17 @@ class LossCurves(NamedTuple):
 def loss_curves(loss: BinaryLoss, limit: float = 8.0, points: int = 257) -> LossCurves:
     """Return the loss and its gradient between the logits -``limit`` and ``limit``.
 
-    A loss on probabilities gets the sigmoid of the logit, and its gradient is the one by the logit too.
+    A loss on probabilities gets the sigmoid of the logit, and its gradient is the one by the logit too. A loss of rows,
+    in which no element has one of its own, is that of a row of three: the drawn element, and beside it a positive and a
+    negative with logits of 0.
 
     Args:
-        loss: Any loss with a form by element and without factors by label or element.
+        loss: Any loss without factors by label or element.
         limit: The largest logit, above 0.
         points: How many logits, at least 2.
 
     Raises:
-        ValueError: If ``limit`` or ``points`` is out of range, or the loss has no value for a single element.
+        ValueError: If ``limit`` or ``points`` is out of range, or the loss needs more labels than one.
 
     Example:
         >>> from lightning_bce import BCEWithLogitsLoss
@@ -63,16 +65,23 @@ def loss_curves(loss: BinaryLoss, limit: float = 8.0, points: int = 257) -> Loss
         at = logits.clone().requires_grad_()
         scores = at if loss.input_space == "logits" else torch.sigmoid(at)
         try:
-            losses = loss.elementwise(scores, torch.full_like(logits, target))
+            if isinstance(loss, RowLoss):
+                losses = torch.stack([_beside_two(loss, score, target) for score in scores])
+            else:
+                losses = loss.elementwise(scores, torch.full_like(logits, target))
         except Exception as error:
-            raise ValueError(
-                f"{loss!r} cannot be drawn: it has no value for one element alone ({error}). Leave factors by label "
-                "out."
-            ) from error
+            raise ValueError(f"{loss!r} cannot be drawn: {error} Leave factors by label out.") from error
         (gradient,) = torch.autograd.grad(losses.sum(), at)
         values.append((losses.detach(), gradient))
     (positive, positive_gradient), (negative, negative_gradient) = values
     return LossCurves(logits, positive, negative, positive_gradient, negative_gradient)
+
+
+def _beside_two(loss: RowLoss, score: Tensor, target: float) -> Tensor:
+    """Return the loss of a row of an element and, at logits of 0, a positive and a negative."""
+    shape = (3, 1) if loss.rows == "label" else (1, 3)
+    row = torch.stack([score, torch.zeros_like(score), torch.zeros_like(score)]).reshape(shape)
+    return loss.sums(row, torch.tensor([target, 1.0, 0.0]).reshape(shape)).mean()
 
 
 def plot_losses(losses: Mapping[str, BinaryLoss], limit: float = 8.0) -> Figure:

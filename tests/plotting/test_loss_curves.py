@@ -1,10 +1,12 @@
 """The curves are the losses; the pictures show them; the command draws what it is told."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_bce import BCEFocalLoss, BCELoss, BCEWithLogitsLoss, FocalLoss
+from lightning_bce import BCEFocalLoss, BCELoss, BCEWithLogitsLoss, FocalLoss, ZLPRLoss
 from lightning_bce.cli import main
 from lightning_bce.plotting import loss_curves, loss_from_text, plot_losses, text_losses
 from lightning_bce.spec import SpecError
@@ -48,6 +50,36 @@ def test_an_empty_picture_is_refused(bad):
 def test_factors_by_label_cannot_be_drawn():
     with pytest.raises(ValueError, match="cannot be drawn"):
         loss_curves(BCEWithLogitsLoss(pos_weight=[1.0, 2.0]))
+
+
+ROWS = [
+    "AUCMarginLoss",
+    "DiceLoss",
+    "JaccardLoss",
+    "MCCLoss",
+    "PairwiseLoss",
+    "PositiveUnlabeledLoss(prior=0.3)",
+    "SoftF1Loss",
+    "TverskyLoss",
+    "TwoWayLoss",
+    "ZLPRLoss",
+]
+
+
+@pytest.mark.parametrize("text", ROWS)
+def test_a_loss_of_rows_can_be_drawn(text):
+    curves = loss_curves(loss_from_text(text), points=33)
+    assert all(values.isfinite().all() and values.shape == (33,) for values in curves)
+    # Somewhere on its way a positive gets cheaper as it gets surer, and a negative dearer.
+    assert (curves.positive_gradient < 0).any() and (curves.negative_gradient > 0).any()
+
+
+def test_a_loss_of_rows_is_that_of_an_element_beside_a_positive_and_a_negative():
+    curves = loss_curves(ZLPRLoss(), limit=2.0, points=5)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    assert_close(curves.positive, torch.log(2 + (-x).exp()) + math.log(2))
+    assert_close(curves.negative, torch.log(2 + x.exp()) + math.log(2))
+    assert_close(curves.negative_gradient, x.exp() / (2 + x.exp()))
 
 
 def test_text_names_a_loss_with_its_arguments():
