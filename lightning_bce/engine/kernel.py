@@ -89,10 +89,13 @@ def _every_size(new: bool) -> Iterator[None]:
 
     A number that it sees change it would take for unknown, and compute every power of it the long way.
     """
+    wanted: list[tuple[Any, str, bool]] = [(torch._dynamo.config, "specialize_float", True)]
+    if new:
+        wanted.append((shapes, "use_duck_shape", False))
     with ExitStack() as stack:
-        stack.enter_context(torch._dynamo.config.patch(specialize_float=True))
-        if new and hasattr(shapes, "use_duck_shape"):
-            stack.enter_context(shapes.patch(use_duck_shape=False))  # type: ignore[attr-defined]
+        for config, name, value in wanted:
+            if hasattr(config, name):  # not in every version
+                stack.enter_context(config.patch(**{name: value}))
         yield
 
 

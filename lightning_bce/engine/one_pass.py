@@ -11,7 +11,7 @@ from lightning_bce.engine.batch import Formula, Inputs, in_full, sum_dtype
 from lightning_bce.engine.kernel import Kernels
 from lightning_bce.engine.layout import layout_of
 
-# Without a compiler, elements at a time: the temporaries of a formula then stay in a core's cache.
+# Without a compiler, elements at a time: the temporaries of a formula then take next to no memory, and stay in a cache.
 CHUNK = 2**15
 
 
@@ -53,10 +53,11 @@ class Pass(NamedTuple):
         return torch.is_grad_enabled() and self.inputs.logits.requires_grad
 
     def buffer(self) -> Tensor:
-        """Return memory for the gradient."""
-        # Half of float16's range is needed for the scale that comes later; bfloat16 has the range of float32.
+        """Return memory for the gradient, contiguous, so that every cut of it is a view."""
         logits = self.inputs.logits
-        return torch.empty_like(logits, dtype=torch.float32 if logits.dtype == torch.float16 else None)
+        # Half of float16's range is needed for the scale that comes later; bfloat16 has the range of float32.
+        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        return torch.empty(logits.shape, dtype=dtype, device=logits.device)
 
     def run_sums(self, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
         """Walk over the batch once, writing the scaled gradient into the buffer."""
@@ -70,7 +71,7 @@ class Pass(NamedTuple):
         samples, labels = (*shape, 1, 1)[:2]
         flat = layout.shape if layout is not None else (samples, labels, -1 if whole.logits.numel() else 1)
         whole = whole.each(lambda t: t.reshape(flat))
-        slots = None if gradient is None else gradient.reshape(flat)
+        slots = None if gradient is None else gradient.view(flat)
         full = in_full(whole.logits[:0]).dtype
         total = torch.zeros(labels, 4, dtype=sum_dtype(whole.logits), device=whole.logits.device)
         begin = 0

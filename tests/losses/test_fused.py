@@ -290,6 +290,15 @@ def test_strides_do_not_matter(two):
         assert_close(torch.autograd.grad(two[0](view(leaf), view(target)), leaf), expected)
 
 
+def test_a_transposed_batch_of_few_labels_gets_its_gradient(two):
+    leaf, target = torch.randn(3, 300).requires_grad_(), torch.rand(300, 3)
+    expected = torch.autograd.grad(two[1](leaf.T, target), leaf)
+    assert_close(torch.autograd.grad(two[0](leaf.T, target), leaf), expected)
+    leaf, target = torch.randn(4, 8, 9, 3).requires_grad_(), torch.rand(4, 3, 8, 9)  # channels last
+    expected = torch.autograd.grad(two[1](leaf.movedim(3, 1), target), leaf)
+    assert_close(torch.autograd.grad(two[0](leaf.movedim(3, 1), target), leaf), expected)
+
+
 def test_nothing_that_came_in_is_changed(two):
     logits, target, weight = torch.randn(259, 3).requires_grad_(), torch.rand(259, 3), torch.rand(259)
     copies = [t.detach().clone() for t in (logits, target, weight)]
