@@ -57,6 +57,8 @@ class EvaluationMetrics(MetricCollection):
             ValueError: If a metric's value is neither one number nor one for each label.
         """
         known, ranked = negatives | positives, negatives & positives
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._take_part(known)
         self._fill_curves(known)
         with warnings.catch_warnings():
             # That a class is missing shows as NaN in the value, not as a 0 with a warning.
@@ -70,6 +72,23 @@ class EvaluationMetrics(MetricCollection):
                 value = value.float().reshape(known.shape)[ranked if name in _RANKING else known].mean()
             means[name] = value
         return means
+
+    def _take_part(self, known: Tensor) -> None:
+        """Give a rank that had no row of its own empty states of the kind that the others hold.
+
+        Before its first update torchmetrics does not know what kind that is, and the ranks would not understand each
+        other. So a made-up sample is added, of which nothing is kept.
+        """
+        for metric in self.values(copy_state=False):
+            if metric.update_called:
+                continue
+            sample = torch.full((1, known.numel()), 0.5, device=known.device)
+            metric.update(sample, torch.zeros_like(sample, dtype=torch.int32))
+            for part in metric.modules():
+                for name, default in getattr(part, "_defaults", {}).items():
+                    state = getattr(part, name)
+                    empty = [value[:0] for value in state] if isinstance(state, list) else default.to(known.device)
+                    setattr(part, name, empty)
 
     def _fill_curves(self, known: Tensor) -> None:
         """Add a made-up sample of the labels of which nothing is known: torchmetrics fails on an empty curve.
