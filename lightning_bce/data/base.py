@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from lightning_bce.data.tensors import Batch, EpochShuffle, TensorRows, as_it_is
 
@@ -122,7 +122,7 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         return DataLoader(
             rows,
             batch_size=self.batch_size,
-            sampler=EpochShuffle(rows, self.seed) if shuffle else None,
+            sampler=EpochShuffle(rows, self.seed) if shuffle else self._one_for_each_rank(rows),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -130,6 +130,18 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
             # Without a generator of its own, each pass over a loader draws a number from the global random state.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _one_for_each_rank(self, rows: TensorRows) -> Sampler[Any] | None:
+        """Return a sampler that gives every rank a row to predict where there are fewer rows than ranks.
+
+        In all other cases Lightning's own is the better one. Here it would fail on the ranks without a row, and the
+        others would wait for them. What is repeated does not count, see :func:`own_rows`.
+        """
+        trainer = self.trainer if self.trainer is not None and self.trainer.predicting else None
+        ranks = None if trainer is None else trainer.distributed_sampler_kwargs
+        if ranks is None or not 0 < len(rows) < ranks["num_replicas"]:
+            return None
+        return DistributedSampler(rows, shuffle=False, **ranks)
 
 
 def _whole(name: str, value: int, *, least: int) -> int:
