@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
+from lightning_bce.data.own_rows import Stage, first_rows, own_rows
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
@@ -45,7 +46,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     It logs ``train_loss_step``, and once an epoch, exact over all samples and ranks: ``train_loss``, ``val_loss`` and
     ``test_loss`` (the loss that is trained), ``val_loss/<term>`` of a combined loss, ``val_log_loss`` (the plain
     cross-entropy in nats, comparable between losses) and ``val_<Metric>``. AUROC and AveragePrecision average over the
-    labels that have both classes, other metrics by label over those that are known; without any they are NaN.
+    labels that have both classes, other metrics by label over those that are known; without any they are NaN. Rows that
+    a sampler repeats, so that every rank has as many, are left out of validation, test and prediction.
 
     The checkpoint holds what is needed to build the module again: ``BinaryClassifier.load_from_checkpoint(path)``.
 
@@ -173,22 +175,23 @@ class BinaryClassifier(Recorded, pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch, and for callbacks its logits, target and sums."""
-        outputs = self._step(batch, "train", 0)
+        outputs = self._step(batch, "train", batch_idx, 0)
         self.log("train_loss_step", outputs["loss"].detach(), on_step=True, on_epoch=False, prog_bar=True)
         return outputs
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return what :meth:`training_step` returns, and add the batch to the metrics."""
-        return self._step(batch, "val", dataloader_idx)
+        return self._step(batch, "val", batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return what :meth:`training_step` returns, and add the batch to the metrics."""
-        return self._step(batch, "test", dataloader_idx)
+        return self._step(batch, "test", batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return ``probability`` in float32, ``decision`` and, where the batch has it, ``id``.
 
-        One label gives (N,), C labels (N, C, ...).
+        One label gives (N,), C labels (N, C, ...). Under several ranks ``trainer.predict`` returns to each the batches
+        of its own rows: rank, rank + ranks, ... :class:`PredictionWriter` writes those of all, in order, once each.
         """
         inputs, *_, identity = self.unpack_batch(batch)
         logits = self(inputs)
@@ -196,16 +199,21 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         if self.num_labels == 1 and logits.ndim == 2:
             logits = logits.squeeze(1)
         probability = torch.sigmoid(logits.float())
+        own = self._own_rows("predict", batch_idx, dataloader_idx, probability)
+        probability = probability[:own]
         outputs = {"probability": probability, "decision": probability > self.threshold}
-        return outputs if identity is None else {**outputs, "id": identity}
+        return outputs if identity is None else {**outputs, "id": identity[:own]}
 
-    def _step(self, batch: Any, stage: str, dataloader_idx: int) -> dict[str, Any]:
+    def _step(self, batch: Any, stage: Stage, batch_idx: int, dataloader_idx: int) -> dict[str, Any]:
         inputs, target, weight, mask, _ = self.unpack_batch(batch)
         if target is None:
             raise TypeError(
                 f"The batch has no target, which {stage} needs. Pass (inputs, target), or override `unpack_batch`."
             )
         logits = self._match(self(inputs), target)
+        own = self._own_rows(stage, batch_idx, dataloader_idx, target)
+        logits, target = first_rows(logits, own), first_rows(target, own)
+        weight, mask = first_rows(weight, own), first_rows(mask, own)
         scores = logits if self.loss.input_space == "logits" else torch.sigmoid(full_precision(logits))
         terms: dict[str, LossSums] = {}
         if isinstance(self.loss, CombinedLoss):
@@ -232,6 +240,11 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             if shapes == {(len(logits),), (len(logits), 1)}:
                 return logits.reshape(target.shape)
         return logits
+
+    def _own_rows(self, stage: Stage, batch_idx: int, dataloader_idx: int, rows: Tensor) -> int | None:
+        """Return how many rows of a batch count; None if all do, as outside of a trainer."""
+        size = len(rows) if rows.ndim else 0
+        return None if self._trainer is None else own_rows(self.trainer, stage, batch_idx, dataloader_idx, size)
 
     def _check_labels(self, logits: Tensor) -> None:
         labels = 1 if logits.ndim == 1 else logits.shape[1] if logits.ndim > 1 else 0
@@ -344,14 +357,15 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         return dict(self.loss.terms.items()) if isinstance(self.loss, CombinedLoss) else {}  # type: ignore[arg-type]
 
     def _log_value(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
-        # Every rank holds the same value, because the metrics have added up their states; the mean keeps it and
-        # tells Lightning that nothing is missing.
+        # Every rank holds the same value, because the metrics have added up their states; the largest of them keeps it
+        # to the last digit, which a mean of three does not, and tells Lightning that nothing is missing.
         self.log(
             name,
             value.float(),
             on_step=False,
             on_epoch=True,
             prog_bar=prog_bar,
+            reduce_fx="max",
             sync_dist=self._distributed,
             batch_size=1,
             add_dataloader_idx=False,  # the name has it where there are several

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
 from lightning_bce.callbacks.loss_table import count, loss_table, print_loss_table, table_rows
+from lightning_bce.data.own_rows import first_rows, own_rows
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics import LossTracker
 
@@ -48,8 +50,10 @@ class PerClassLossMonitor(pl.Callback):
       elements, or the sum of their weights under "weighted_mean".
 
     Means times counts add up to the loss times all counts. With several dataloaders names end in
-    ``/dataloader_idx_<k>``. The values are exact over uneven batches and ranks. A rank may have no batch as long as it
-    runs the epoch; Lightning skips it altogether on a rank whose dataloader has length 0, and then the others wait.
+    ``/dataloader_idx_<k>``. The values are exact over uneven batches and ranks; rows that a sampler repeated, so that
+    every rank has as many, are left out (see :func:`own_rows`; from ``sums`` only the module can leave them out, as
+    ``BinaryClassifier`` does). A rank may have no batch as long as it runs the epoch; Lightning skips it altogether on
+    a rank whose dataloader has length 0, and then the others wait.
 
     The table is printed after ``validate`` and ``test``, and after ``fit`` for its last epoch. Nothing is kept in
     checkpoints, so after resuming within an epoch "train" covers the rest of it. ``Trainer(barebones=True)``
@@ -198,7 +202,7 @@ class PerClassLossMonitor(pl.Callback):
         # A step that returns None asks Lightning to skip the batch, which leaves an empty dictionary.
         skipped = outputs is None or (isinstance(outputs, Mapping) and not outputs and pl_module.automatic_optimization)
         if not skipped:
-            self._add("train", trainer, pl_module, outputs, batch, 0)
+            self._add("train", trainer, pl_module, outputs, batch, batch_idx, 0)
 
     def on_validation_batch_end(
         self,
@@ -210,7 +214,7 @@ class PerClassLossMonitor(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the sums of a batch; those of the sanity check are forgotten when the first epoch begins."""
-        self._add("val", trainer, pl_module, outputs, batch, dataloader_idx)
+        self._add("val", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self,
@@ -222,7 +226,7 @@ class PerClassLossMonitor(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the sums of a batch."""
-        self._add("test", trainer, pl_module, outputs, batch, dataloader_idx)
+        self._add("test", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch."""
@@ -260,11 +264,14 @@ class PerClassLossMonitor(pl.Callback):
         pl_module: pl.LightningModule,
         outputs: Any,
         batch: Any,
+        batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         if stage not in self.stages or trainer.barebones:
             return
-        sums = self._sums(stage, pl_module, outputs, batch)
+        sums = self._sums(
+            stage, pl_module, outputs, batch, partial(own_rows, trainer, stage, batch_idx, dataloader_idx)
+        )
         labels = sums.loss.shape[0]
         trackers = self._trackers.setdefault(stage, {})
         if dataloader_idx not in trackers:
@@ -278,7 +285,9 @@ class PerClassLossMonitor(pl.Callback):
             )
         trackers[dataloader_idx].update(sums)
 
-    def _sums(self, stage: Stage, pl_module: pl.LightningModule, outputs: Any, batch: Any) -> LossSums:
+    def _sums(
+        self, stage: Stage, pl_module: pl.LightningModule, outputs: Any, batch: Any, own: Callable[[int], int | None]
+    ) -> LossSums:
         found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
         sums = found.get("sums")
         if self.loss is None and isinstance(sums, LossSums):
@@ -296,7 +305,9 @@ class PerClassLossMonitor(pl.Callback):
                 "PerClassLossMonitor(loss=lightning_bce.BCEWithLogitsLoss())."
             )
         self._loss_name = _name_of(loss)
-        return _traceless_sums(loss, logits, target, pl_module, found, batch)
+        weight, mask = (_part(name, found, pl_module, batch) for name in ("weight", "mask"))
+        rows = own(len(target) if target.ndim else 0)
+        return _traceless_sums(loss, *(first_rows(part, rows) for part in (logits, target, weight, mask)))
 
     def _end(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, num_dataloaders: int) -> None:
         if stage not in self.stages or trainer.sanity_checking or trainer.barebones:
@@ -317,12 +328,13 @@ class PerClassLossMonitor(pl.Callback):
             self.results[stage].append(result)
             self._names[stage].append(names)
             suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
-            # [equal on all ranks] The tracker has added up the ranks; a mean over equal values tells Lightning that
-            # nothing is missing. With a batch size of 1: the size is averaged as an integer (lightning #21838).
+            # The tracker has added up the ranks; the largest of equal values keeps them to the last digit, which a mean
+            # of three does not, and tells Lightning that nothing is missing.
             pl_module.log_dict(
                 _logged(f"{self.prefix}{stage}_", names, result, suffix),
                 on_step=False,
                 on_epoch=True,
+                reduce_fx="max",
                 sync_dist=trainer.world_size > 1,
                 batch_size=1,
                 add_dataloader_idx=False,
@@ -379,12 +391,7 @@ def _without_batches(labels: int, device: torch.device) -> LossTracker:
 
 
 def _traceless_sums(
-    loss: BinaryLoss,
-    logits: Tensor,
-    target: Tensor,
-    pl_module: pl.LightningModule,
-    outputs: Mapping[str, Any],
-    batch: Any,
+    loss: BinaryLoss, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
 ) -> LossSums:
     """Ask a loss for sums without a graph, with its modes as before, and with no random number drawn for good."""
     modes = {module: module.training for module in loss.modules()}
@@ -392,7 +399,6 @@ def _traceless_sums(
         try:
             loss.eval()
             scores = logits.detach() if loss.input_space == "logits" else torch.sigmoid(logits.detach().float())
-            weight, mask = (_part(name, outputs, pl_module, batch) for name in ("weight", "mask"))
             return loss.sums(scores, target, weight, mask=mask)
         finally:
             for module, mode in modes.items():

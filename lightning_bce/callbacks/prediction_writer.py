@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_bce.callbacks.label_names import label_names
 from lightning_bce.callbacks.prediction_table import Part, check_place, checked_paths, columns_of, write_table
+from lightning_bce.data.own_rows import own_rows
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -86,9 +87,10 @@ class PredictionWriter(BasePredictionWriter):
         if not self.paths:
             return
         # Where Lightning does not know the rows, it leaves those of the batch before in place.
-        known = batch_indices if batch_indices is not self._indices else None
+        known = (batch_indices if batch_indices is not self._indices else None) or None
         self._indices = batch_indices
-        part = _part(prediction, known or None, dataloader_idx, type(pl_module).__name__)
+        own = None if known is None else own_rows(trainer, "predict", batch_idx, dataloader_idx, len(known))
+        part = _part(prediction, known, own, dataloader_idx, type(pl_module).__name__)
         if part.rows is None and trainer.world_size > 1:
             raise ValueError(
                 "Lightning does not know which rows of the data a batch holds, so predictions of several ranks cannot "
@@ -127,7 +129,7 @@ class PredictionWriter(BasePredictionWriter):
             write_table(columns, path, overwrite=self.overwrite, escape_formulas=self.escape_formulas)
 
 
-def _part(prediction: Any, indices: Sequence[int] | None, dataloader: int, module: str) -> Part:
+def _part(prediction: Any, indices: Sequence[int] | None, own: int | None, dataloader: int, module: str) -> Part:
     """Return a batch as it is kept, or say what is wrong with it."""
     found: Mapping[str, Any] = prediction if isinstance(prediction, Mapping) else {}
     probability, decision = found.get("probability"), found.get("decision")
@@ -144,6 +146,9 @@ def _part(prediction: Any, indices: Sequence[int] | None, dataloader: int, modul
             "BasePredictionWriter of your own."
         )
     size = len(probability)
+    # BinaryClassifier leaves out a row that a sampler repeated; one of another module is left out of the table.
+    if indices is not None and size == own:
+        indices = indices[:own]
     if indices is not None and len(indices) != size:
         raise ValueError(
             f"A batch of {len(indices)} rows gave {size} predictions. One for each row was expected, because they are "
@@ -156,7 +161,7 @@ def _part(prediction: Any, indices: Sequence[int] | None, dataloader: int, modul
             raise ValueError(f"'id' has {len(identity)} entries and 'probability' {size}; one for each was expected.")
     return Part(
         dataloader,
-        None if indices is None else torch.tensor([int(i) for i in indices]),
+        None if indices is None else torch.tensor([int(i) for i in indices], dtype=torch.int64),
         _two_dimensional(probability.detach().float().cpu()),
         _two_dimensional(decision.detach().bool().cpu()),
         identity,
