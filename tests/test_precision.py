@@ -1,5 +1,6 @@
 """Low precision is for the model: the loss, its sums and the metrics keep theirs."""
 
+import math
 from functools import partial
 
 import lightning.pytorch as pl
@@ -9,9 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional import classification
 from torchmetrics.functional.classification import binary_auroc, binary_hinge_loss, multilabel_coverage_error
 
-from lightning_bce import BCELoss, BCEWithLogitsLoss, BinaryClassifier, FocalLoss, TabularMLP, WeightedBCELoss
+from lightning_bce import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    BinaryClassifier,
+    BrierLoss,
+    FocalLoss,
+    TabularMLP,
+    WeightedBCELoss,
+)
+from lightning_bce.callbacks import PerClassLossMonitor
 
 pytestmark = [
     # Lightning asks torch's pytree in a way that torch has deprecated; nothing that we could change.
@@ -29,6 +40,14 @@ PRECISIONS = {
     "64-true": torch.float64,
 }
 FACTOR = 99.7  # 99.5 in bfloat16
+STILL = partial(torch.optim.SGD, lr=0.0)
+METRICS = {
+    "Accuracy": "accuracy",
+    "AveragePrecision": "average_precision",
+    "AUROC": "auroc",
+    "F1Score": "f1_score",
+}
+MONITORED = ((None, ""), (BrierLoss(), "brier_"))
 
 
 class Listener(pl.Callback):
@@ -149,8 +168,7 @@ def test_the_loss_of_a_step_is_in_float32_or_better(loss, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_epochs_training_loss_counts_every_row(precision):
-    still = partial(torch.optim.SGD, lr=0.0)
-    classifier, listener, data = a_classifier(FocalLoss(), optimizer=still), Listener(), samples()
+    classifier, listener, data = a_classifier(FocalLoss(), optimizer=STILL), Listener(), samples()
     trainer = a_trainer(precision, listener, max_epochs=2)
     trainer.fit(classifier, data, data)
     one_epoch = listener.train[: len(listener.train) // 2]
@@ -176,6 +194,52 @@ def test_metrics_of_several_labels_keep_their_precision(precision):
     probability, target = torch.sigmoid(listener.seen("logits").float()), listener.seen("target").int()
     expected = multilabel_coverage_error(probability, target, LABELS).item()
     assert logged["val_CoverageError"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_all_that_is_logged_in_a_fit_and_after_it_is_that_of_the_models_logits(precision):
+    inputs, target = samples(LABELS).dataset.tensors
+    target = torch.where(torch.rand_like(target) > 0.8, math.nan, target)
+    data = DataLoader(TensorDataset(inputs, target), batch_size=SIZE)
+    classifier = a_classifier(FocalLoss(ignore_index=math.nan), LABELS, metrics=None, optimizer=STILL)
+    listener, monitor = Listener(), PerClassLossMonitor(print_table=False)
+    trainer = a_trainer(precision, listener, monitor, max_epochs=2)
+    trainer.fit(classifier, data, data)
+    logits, known = (listener.seen(name)[-ROWS:] for name in ("logits", "target"))
+    labels, probability = torch.where(known.isnan(), -1, known).int(), torch.sigmoid(logits.float())
+    expected = {
+        f"val_{name}": getattr(classification, f"multilabel_{function}")(
+            probability, labels, LABELS, ignore_index=-1
+        ).item()
+        for name, function in METRICS.items()
+    }
+    for name, formula in {"val_loss": focal, "val_log_loss": cross_entropy}.items():
+        expected[name] = formula(logits.double(), known.double()).nanmean().item()
+
+    runs = [{name: value.item() for name, value in trainer.callback_metrics.items()}]
+    runs += trainer.validate(classifier, data, verbose=False)  # whose states were there when it cast the module
+    runs += trainer.test(classifier, data, verbose=False)
+    runs[2] = {name.replace("test_", "val_"): value for name, value in runs[2].items()}
+    for logged in runs:
+        assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    for stage in ("val", "test"):
+        (result,) = monitor.results[stage]
+        assert (result["negative_weight"] == (labels == 0).sum(0)).all()
+        assert (result["positive_weight"] == (labels == 1).sum(0)).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_monitor_of_any_loss_is_as_exact_by_label(precision):
+    own, brier = (PerClassLossMonitor(loss=loss, prefix=p, print_table=False) for loss, p in MONITORED)
+    listener = Listener()
+    trainer = a_trainer(precision, listener, own, brier)
+    trainer.validate(a_classifier(FocalLoss(), LABELS), samples(LABELS), verbose=False)
+    logits, target = listener.seen("logits").double(), listener.seen("target").double()
+    for monitor, losses in ((own, focal(logits, target)), (brier, (torch.sigmoid(logits) - target) ** 2)):
+        (result,) = monitor.results["val"]
+        assert_close(result["class_loss"], losses.mean(0), rtol=1e-5, atol=0)
+        positive = (losses * target).sum(0) / target.sum(0)
+        assert_close(result["positive_loss"], positive, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
