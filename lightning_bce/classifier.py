@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -20,6 +21,7 @@ from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, Lo
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
 from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
+from lightning_bce.window import Window
 
 
 class Batch(NamedTuple):
@@ -48,6 +50,13 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     cross-entropy in nats, comparable between losses) and ``val_<Metric>``. AUROC and AveragePrecision average over the
     labels that have both classes, other metrics by label over those that are known; without any they are NaN. Rows that
     a sampler repeats, so that every rank has as many, are left out of validation, test and prediction.
+
+    A step of the optimizer follows the gradient of the mean over all that its accumulated batches and ranks count, as
+    if they were one batch: however uneven they are, with weights, unknown labels and a last window that is cut short.
+    With reduction "sum" it is the sum over all of them. ``train_loss_step`` is this mean, or sum. If nothing counts,
+    nothing moves. A loss whose ``couples_samples`` is True takes statistics of its batch, and no weights make up for
+    smaller batches: a warning says so. Nor can they for terms of a combined loss that count differently ("mean" beside
+    "batchmean", elements beside rows) where labels are unknown: a batch then weighs what it counts for the leading one.
 
     The checkpoint holds what is needed to build the module again: ``BinaryClassifier.load_from_checkpoint(path)``.
 
@@ -120,6 +129,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         # The plain cross-entropy of the validation set is not the one that is trained: it has no factors at all.
         self._log_loss = BCEWithLogitsLoss(ignore_index=self.loss.ignore_index, validate="off")
         self._states = nn.ModuleDict()
+        self._window = Window()
+        self._warned_of_cuts = False
         _warn_of_double_sigmoid(self.model)
 
     # -- what a project overrides -------------------------------------------------------------------------------------
@@ -176,8 +187,41 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch, and for callbacks its logits, target and sums."""
         outputs = self._step(batch, "train", batch_idx, 0)
-        self.log("train_loss_step", outputs["loss"].detach(), on_step=True, on_epoch=False, prog_bar=True)
+        if not self.automatic_optimization:  # no window then: a user's own loop decides what a step is
+            self._log_step(outputs["loss"].detach())
         return outputs
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Weigh a batch by what it counts and, after the last of a window, divide by what all of them counted."""
+        if not self.automatic_optimization:
+            super().backward(loss, *args, **kwargs)
+            return
+        # Here and not in `on_before_optimizer_step`: unscaling, clipping and every hook see the finished gradient.
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        super().backward(self._window.weigh(loss, parts, self._over_ranks), *args, **kwargs)
+        if not self.trainer.fit_loop._should_accumulate():
+            self._window.close(parts, self._over_ranks, self.trainer.optimizers)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the loss of the step, and skip it if its batches had nothing to learn from."""
+        if not self.automatic_optimization:
+            return
+        loss = self._window.loss()
+        if loss is not None:
+            self._log_step(loss.float())
+        self._window.skip_if_empty(optimizer, getattr(self.trainer.precision_plugin, "scaler", None) is not None)
+
+    def _log_step(self, loss: Tensor) -> None:
+        self.log("train_loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+
+    def _over_ranks(self, value: Tensor) -> Tensor:
+        if not self._distributed:
+            return value
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(value)  # `strategy.reduce` puts a barrier before it, for which the host waits
+            return value
+        summed: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")
+        return summed
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return what :meth:`training_step` returns, and add the batch to the metrics."""
@@ -223,6 +267,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             sums = self.loss.sums(scores, target, weight, mask=mask)
         loss = sums.loss.sum() if self.loss.reduction == "sum" else sums.mean()
         detached = sums.detach()
+        if stage == "train":
+            self._window.note(self.loss, detached, target, mask)
         if self._trainer is None or not self.trainer.sanity_checking:
             state = self._state(stage, dataloader_idx)
             state["loss"].update(detached)
@@ -263,6 +309,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def on_train_start(self) -> None:
         """Have the loss check the values of its first batch."""
         self.loss.recheck()
+        self._window.forget()
 
     def on_validation_start(self) -> None:
         """Have the loss check the values of its first batch."""
@@ -275,7 +322,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Forget what an interrupted epoch left, and tell the loss which one begins."""
         self._reset("train")
+        self._window.reset()
         self.loss.start_epoch(self.current_epoch)
+        cut = self.trainer.accumulate_grad_batches * self.trainer.world_size > 1
+        if cut and self.loss.couples_samples and not self._warned_of_cuts:
+            self._warned_of_cuts = True
+            _warn_of_cuts(self.loss)
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted epoch left."""
@@ -478,6 +530,17 @@ def _names(class_names: Sequence[str] | None, num_labels: int) -> list[str]:
             "label(s) was expected."
         )
     return names
+
+
+def _warn_of_cuts(loss: BinaryLoss) -> None:
+    parts = loss.terms.values() if isinstance(loss, CombinedLoss) else [loss]
+    names = sorted({type(part).__name__ for part in parts if isinstance(part, BinaryLoss) and part.couples_samples})
+    rank_zero_warn(
+        f"{', '.join(names)} looks at all samples of a batch together. Accumulated batches and several ranks give the "
+        "mean of their gradients, each weighed by what it counts, and not the gradient of one large batch. Where that "
+        "matters, enlarge `batch_size` instead.",
+        stacklevel=2,
+    )
 
 
 def _warn_of_double_sigmoid(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ FLOORS = {
     "data": 2,
     "plotting": 2,
     "suggest": 2,
+    "window": 2,
     "callbacks": 3,
     "classifier": 3,
     "plot_command": 3,

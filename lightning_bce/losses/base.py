@@ -207,6 +207,14 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         """
         return self.valid(logits, target, mask)
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the loss of a sample depends on the others of its batch, so that the cut into batches matters.
+
+        With :meth:`context` that is assumed, unless the loss says that it looks at single samples only.
+        """
+        return type(self).context is not BinaryLoss.context
+
     def num_rows(self, num_labels: int) -> int:
         """Return how many rows :meth:`sums` has: one for each label, unless the loss has no form by label."""
         return num_labels

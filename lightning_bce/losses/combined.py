@@ -25,7 +25,8 @@ class CombinedLoss(BinaryLoss):
     :class:`BinaryClassifier` logs each term as ``val_loss/<name>``, exact over the set.
 
     Terms by element that count alike (all "mean", or all "batchmean") keep their sums by label and side. Otherwise the
-    sums have one row for all labels, in which each term is expressed per element of the first.
+    sums have one row for all labels, in which each term is expressed per element of the leading one: the first
+    by element, or else the first.
 
     Args:
         terms: Losses by name. Each averages ("mean", "weighted_mean" or "batchmean"), and all have the
@@ -76,6 +77,8 @@ class CombinedLoss(BinaryLoss):
         self.terms = nn.ModuleDict(terms)
         alike = {term.reduction for term in terms.values()} in ({"mean"}, {"batchmean"})
         self._by_label = alike and all(term.per_element for term in terms.values())
+        # A row may not count, as a label without positives does not: a batch of such rows would take all terms with it.
+        self.leading = next((name for name, term in terms.items() if term.per_element), next(iter(terms)))
 
     def term_sums(
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
@@ -88,10 +91,10 @@ class CombinedLoss(BinaryLoss):
 
     def combine(self, term_sums: Mapping[str, LossSums]) -> LossSums:
         """Return the sums of the whole from those of its terms."""
-        first = next(iter(term_sums.values()))
+        leading = term_sums[self.leading]
         if self._by_label:
-            return LossSums(sum_of([self.weights[n] * sums.loss for n, sums in term_sums.items()]), first.weight)
-        counts = first.weight.sum(0, keepdim=True)
+            return LossSums(sum_of([self.weights[n] * sums.loss for n, sums in term_sums.items()]), leading.weight)
+        counts = leading.weight.sum(0, keepdim=True)
         per_element = []
         for name, sums in term_sums.items():
             total = sums.weight.sum()
@@ -125,6 +128,11 @@ class CombinedLoss(BinaryLoss):
         found = [term.observed(logits, target, mask) for term in self._losses().values()]
         seen = [where for where in found if where is not None]
         return functools.reduce(torch.logical_and, seen) if seen else None
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether any term does."""
+        return any(term.couples_samples for term in self._losses().values())
 
     def num_rows(self, num_labels: int) -> int:
         """Return the rows of the sums."""

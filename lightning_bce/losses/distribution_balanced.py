@@ -163,6 +163,11 @@ class DistributionBalancedLoss(BinaryLoss):
         """Return the loss without the weight of the sample, which :meth:`context` gives."""
         return _tolerant(logits, target, *_label_counts(self.counts, self.total), self.lam, self.kappa, self.gamma)
 
+    @property
+    def couples_samples(self) -> bool:
+        """Return False: a weight is of a sample's own labels."""
+        return False
+
     def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the target and the weights."""
         seen, _ = _label_counts(self.counts, self.total)

@@ -117,6 +117,11 @@ class PartialLabelBCELoss(BinaryLoss):
         """Return :func:`bce_with_logits`."""
         return bce_with_logits(logits, target)
 
+    @property
+    def couples_samples(self) -> bool:
+        """Return False: a factor is that of its own sample."""
+        return False
+
     def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the target and the factor of each sample."""
         known = torch.ones_like(logits, dtype=torch.bool) if valid is None else valid

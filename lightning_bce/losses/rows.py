@@ -35,8 +35,8 @@ class RowLoss(BinaryLoss):
     wholly in column 1, with its count: overlap is about the positives. In both ``sums(...).mean()`` is the mean.
 
     Ignored elements are taken out of their row exactly. Where a row is a label, or rows are coupled, the loss depends
-    on how samples are put into batches and on ranks: the value of an epoch is the mean over the rows of all batches,
-    and not the loss of all samples at once.
+    on how samples are put into batches and on ranks (:attr:`couples_samples`): the value of an epoch, and the gradient
+    of accumulated batches and ranks, is the mean over the rows of all batches, and not that of all samples at once.
 
     Args:
         reduction: One of "none", "mean", "sum".
@@ -108,6 +108,11 @@ class RowLoss(BinaryLoss):
             Losses (R,), or (R, 2) for the parts of the negatives and of the positives, which add up to the loss, and
             bool (R,), True where the row counts. Values where it does not are not used, but have to be finite.
         """
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a row is a label, or rows are coupled: the cut into batches then matters."""
+        return self.rows == "label" or self.couples_rows
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Refuse: an element has no loss of its own here."""

@@ -144,6 +144,11 @@ class SPLCLoss(BinaryLoss):
         """Return the loss of the labels as they are; :meth:`context` corrects them."""
         return _focal(logits, target, self.margin, self.gamma)
 
+    @property
+    def couples_samples(self) -> bool:
+        """Return False: a label is corrected by its own logit."""
+        return False
+
     def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the target, corrected in training from ``change_epoch`` on."""
         if not (self.training and self._corrects):
