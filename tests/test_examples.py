@@ -99,6 +99,21 @@ def test_the_callback_on_a_foreign_module_adds_up_to_its_loss(example, capsys):
     assert "digit 3" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+def test_every_cut_gives_our_gradients_and_not_the_plain_ones(example, monkeypatch, capsys):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # Lightning sets them to start a rank: set and unset here, they go
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    module = example("exact_gradients")
+    ((plain_gradient, gradient, plain_weights, weights),) = module.main(["2 accumulated, uneven"]).values()
+    assert plain_gradient > 1e-3 and plain_weights > 1e-3
+    assert gradient < 1e-6 and weights < 1e-6
+    assert "gradient: ours" in capsys.readouterr().out
+    on_two_ranks = module.by_lightning(module.Ours(module.a_model()), "2 ranks of 32")
+    for found, right in zip(on_two_ranks, module.by_a_plain_loop(), strict=True):
+        assert (found - right).norm() < 1e-6 * right.norm()
+
+
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
