@@ -87,7 +87,7 @@ class Window:
         factor = parts * self._reference / torch.where(weight == 0, 1.0, weight)
         for gradients in _gradients(optimizers):
             # One launch for all of them. By a tensor, not by a number: that would wait for the device.
-            torch._foreach_mul_(gradients, factor.to(gradients[0]))
+            torch._foreach_mul_(gradients, factor.to(gradients[0].device, gradients[0].dtype))
 
     def loss(self) -> Tensor | None:
         """Return the loss of the last whole window: the true mean over its batches and all ranks, or the sum.

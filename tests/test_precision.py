@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,6 +37,7 @@ PRECISIONS = {
     "bf16-true": torch.bfloat16,
     "bf16-mixed": torch.bfloat16,
     "16-true": torch.float16,
+    "16-mixed": torch.float16,
     "32-true": torch.float32,
     "64-true": torch.float64,
 }
@@ -88,6 +90,9 @@ def a_trainer(precision, *callbacks, **options):
         "num_sanity_val_steps": 0,
         "max_epochs": 1,
     }
+    if precision == "16-mixed":  # which Lightning itself has for GPUs
+        plugin = MixedPrecision(precision, "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+        return pl.Trainer(accelerator="cpu", plugins=[plugin], callbacks=list(callbacks), **(quiet | options))
     return pl.Trainer(accelerator="cpu", precision=precision, callbacks=list(callbacks), **(quiet | options))
 
 

@@ -16,6 +16,7 @@ from lightning_bce import (
     BinaryClassifier,
     BinaryLoss,
     CombinedLoss,
+    DiceLoss,
     FocalLoss,
     TabularMLP,
     ZLPRLoss,
@@ -64,6 +65,14 @@ def test_the_mean_of_the_sums_is_the_loss(loss):
     sums = loss.sums(logits, target)
     assert sums.loss.shape == (loss.num_rows(3), 2)
     assert_close(sums.mean(), loss(logits, target))
+
+
+def test_a_batch_whose_rows_do_not_count_keeps_its_elements():
+    logits, target = data()
+    loss = DiceLoss(smooth=0.0) + BCEWithLogitsLoss()  # without smoothing a label counts that has a positive
+    sums = loss.sums(logits, torch.zeros_like(target))
+    assert_close(sums.mean(), BCEWithLogitsLoss()(logits, torch.zeros_like(target)))
+    assert sums.weight.sum() == target.numel()
 
 
 def test_masks_and_unknown_labels_reach_every_term():

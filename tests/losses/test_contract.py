@@ -236,3 +236,13 @@ def test_constants_keep_their_digits_when_the_model_is_cast(case, cast):
 
 def test_constants_move_with_the_model(case):
     assert case.make(class_weight=[99.7, 0.1]).to("meta").class_weight.device.type == "meta"
+
+
+def test_a_cut_changes_no_sum_unless_samples_are_coupled(case):
+    outputs, target = case.outputs(7, 3), hard(7, 3)
+    loss = case.make()
+    if loss.couples_samples:
+        assert case.cls.__name__ in {"GHMCLoss", "LargeLossBCELoss"}  # which say so
+        return
+    whole, parts = loss.sums(outputs, target), [loss.sums(outputs[at], target[at]) for at in (slice(3), slice(3, 7))]
+    assert_close(parts[0].merge(parts[1]), whole)

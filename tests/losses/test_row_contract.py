@@ -128,6 +128,14 @@ def test_one_row_of_sums_is_for_a_label_or_for_all(row_case):
         assert_close(sums.loss.sum(1), row_case.make(reduction="none")(logits, target))
 
 
+def test_a_cut_changes_the_sums_where_samples_are_coupled_and_nowhere_else(row_case):
+    logits, target = batch(row_case, 7, 3)
+    loss = row_case.make()
+    whole, parts = loss.sums(logits, target), [loss.sums(logits[at], target[at]) for at in (slice(3), slice(3, 7))]
+    same = all(map(torch.allclose, parts[0].merge(parts[1]), whole))
+    assert same != loss.couples_samples
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_mean_of_the_sums_is_the_loss_with_its_gradient(row_case, shape):
     logits, target = batch(row_case, *shape)
