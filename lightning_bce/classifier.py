@@ -339,7 +339,10 @@ class BinaryClassifier(Recorded, pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the exact loss of the epoch."""
-        self._log_loss_and_terms("train", self._state("train", 0), "")
+        state = self._state("train", 0)
+        # An epoch that was saved after its last batch is ended by the run that goes on, without a batch.
+        if state["loss"].update_called:
+            self._log_loss_and_terms("train", state, "")
 
     def on_validation_epoch_end(self) -> None:
         """Log the exact loss, the log-loss and the metrics of the validation set."""

@@ -4,6 +4,7 @@ They work with any LightningModule whose steps return what they read: ``{"loss",
 prediction, ``{"probability", "decision"}``.
 """
 
+from lightning_bce.callbacks.exact_resume import ExactResume as ExactResume
 from lightning_bce.callbacks.loss_schedule import LossSchedule as LossSchedule
 from lightning_bce.callbacks.per_class_loss_monitor import PerClassLossMonitor as PerClassLossMonitor
 from lightning_bce.callbacks.prediction_writer import PredictionWriter as PredictionWriter
