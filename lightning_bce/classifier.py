@@ -353,6 +353,16 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         """Log the exact loss, the log-loss and the metrics of the test set."""
         self._log_evaluation("test", len(self.trainer.num_test_batches))
 
+    def on_fit_end(self) -> None:
+        """Refuse a training in which there was nothing to train on, which Lightning ends normally."""
+        trainer = self.trainer
+        nothing_came = trainer.global_step == 0 and trainer.fit_loop.epoch_progress.total.ready > 0
+        if (trainer.num_training_batches == 0 and trainer.limit_train_batches != 0) or nothing_came:
+            raise ValueError(
+                "The training loader has no batch: nothing was trained. Check its data, and with `drop_last` that "
+                "there are as many rows as `batch_size`."
+            )
+
     def _state(self, stage: str, dataloader_idx: int) -> Any:
         key = f"{stage}_{dataloader_idx}"
         if key not in self._states:
