@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -16,12 +16,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
+from lightning_bce.checkpoints import check_finite, check_whole
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
 from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
 from lightning_bce.window import Window
+
+if TYPE_CHECKING:
+    _of_the_class = classmethod
+else:  # Lightning's, which refuses to be called on an instance: that would stay as it is
+    _of_the_class = type(vars(pl.LightningModule)["load_from_checkpoint"])
 
 
 class Batch(NamedTuple):
@@ -441,6 +447,21 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         return self.trainer.world_size > 1
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    @_of_the_class
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the classifier that a checkpoint holds; the arguments are Lightning's.
+
+        Raises:
+            DamagedCheckpointError: If the file is not whole.
+            ValueError: If a weight is NaN or infinite.
+        """
+        check_whole(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that are not numbers."""
+        check_finite(checkpoint["state_dict"], {name for name, _ in self.named_parameters()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what a subclass added to its hyper-parameters as plain values, never as pickled objects.

@@ -24,10 +24,13 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.seed import isolate_rng
 
 import lightning_bce.data as _data
 from lightning_bce._version import __version__
-from lightning_bce.callbacks import PerClassLossMonitor, PredictionWriter
+from lightning_bce.callbacks import ExactResume, FiniteGuard, NotFiniteError, PerClassLossMonitor, PredictionWriter
+from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError, check_whole
 from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.plot_command import plot
 from lightning_bce.spec import SpecError
@@ -200,7 +203,11 @@ class BinaryCLI(LightningCLI):
             self.parser.error(str(error), error)
         if self._checkpoint is not None and "model" not in self._changes:
             path = self.config[self.config["subcommand"]]["ckpt_path"]
-            self.model = self._classifier.load_from_checkpoint(path, map_location="cpu", **self._changes)
+            try:
+                with isolate_rng():  # a split that the data draw later is then that of the first run
+                    self.model = self._classifier.load_from_checkpoint(path, map_location="cpu", **self._changes)
+            except ValueError as error:  # damaged, or weights that are no numbers
+                self.parser.error(str(error), error)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer, with loggers, a checkpoint callback and the loss table where none are configured."""
@@ -217,17 +224,25 @@ class BinaryCLI(LightningCLI):
         extra: list[pl.Callback] = []
         if subcommand != "predict" and not any(isinstance(c, PerClassLossMonitor) for c in callbacks):
             extra.append(PerClassLossMonitor())
+        if subcommand == "fit":
+            extra += [kind() for kind in (ExactResume, FiniteGuard) if not any(isinstance(c, kind) for c in callbacks)]
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
         if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            validated = getattr(self.datamodule, "fractions", {}).get("val", 1) > 0
-            monitored = "val_loss" if validated else None
-            # Names that a script can rely on: best.ckpt and, to go on from, last.ckpt.
-            extra.append(
-                ModelCheckpoint(monitor=monitored, filename="best", save_last=True, enable_version_counter=False)
-            )
+            extra += self._checkpoint_callbacks()
         if given.get("barebones"):
             extra = []
+        kwargs["plugins"] = _with_whole_checkpoints(given)
         return super().instantiate_trainer(**kwargs, callbacks=[*callbacks, *extra])
+
+    def _checkpoint_callbacks(self) -> list[pl.Callback]:
+        """Return what writes names that a script can rely on: best.ckpt and, to go on from, last.ckpt."""
+        if getattr(self.datamodule, "fractions", {}).get("val", 1) == 0:
+            return [ModelCheckpoint(filename="best", save_last=True, enable_version_counter=False)]
+        # Two, because `save_last` of the one for the best writes only when there is a new best.
+        return [
+            ModelCheckpoint(monitor="val_loss", filename="best", enable_version_counter=False),
+            ModelCheckpoint(filename="last", enable_version_counter=False),
+        ]
 
     def after_fit(self) -> None:
         """Test the best checkpoint and say where everything is."""
@@ -283,7 +298,10 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
     if given[:1] == ["plot"]:
         plot(given[1:])
     else:
-        BinaryCLI(model_class, args)
+        try:
+            BinaryCLI(model_class, args)
+        except NotFiniteError as error:
+            sys.exit(f"error: {error}")
 
 
 def _stated(arguments: Sequence[str]) -> set[str]:
@@ -321,12 +339,26 @@ def _read_checkpoint(path: str, parser: LightningArgumentParser) -> dict[str, An
     if not Path(path).is_file():
         parser.error(f"There is no checkpoint {path!r}. Give the path of a .ckpt file.")
     try:
+        check_whole(path)
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except DamagedCheckpointError as error:
+        parser.error(str(error))
     except Exception as error:
         parser.error(f"The checkpoint {path!r} is damaged or holds more than plain values ({type(error).__name__}).")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         parser.error(f"{path!r} is no checkpoint of Lightning: it has no 'state_dict'.")
     return checkpoint
+
+
+def _with_whole_checkpoints(trainer: Any) -> Any:
+    """Return the trainer's plugins, and the one for checkpoints unless there is one or the strategy has its own."""
+    given = trainer.get("plugins") or []
+    plugins = list(given) if isinstance(given, (list, tuple)) else [given]
+    strategy = trainer.get("strategy") or "auto"
+    simple = isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp"))
+    if simple and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(AtomicCheckpointIO())
+    return plugins or None
 
 
 def _loggers_in(folder: Path) -> list[Any]:

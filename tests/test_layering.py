@@ -18,6 +18,7 @@ FLOORS = {
     "engine": 0,
     "losses": 1,
     "metrics": 1,
+    "checkpoints": 2,
     "models": 2,
     "data": 2,
     "plotting": 2,
