@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from lightning_bce.checkpoints import check_finite, check_whole
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
+from lightning_bce.exportable import Exportable, probability_of
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
@@ -246,13 +247,21 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         inputs, *_, identity = self.unpack_batch(batch)
         logits = self(inputs)
         self._check_labels(logits)
-        if self.num_labels == 1 and logits.ndim == 2:
-            logits = logits.squeeze(1)
-        probability = torch.sigmoid(logits.float())
+        probability = probability_of(logits, self.num_labels)
         own = self._own_rows("predict", batch_idx, dataloader_idx, probability)
         probability = probability[:own]
         outputs = {"probability": probability, "decision": probability > self.threshold}
         return outputs if identity is None else {**outputs, "id": identity[:own]}
+
+    def exportable(self) -> Exportable:
+        """Return a copy of the trained model as a plain module: inputs in, ``(probability, decision)`` out.
+
+        Both are those of :meth:`predict_step`, with the threshold. For ``torch.export.export(module, (inputs,))``,
+        ``torch.onnx.export`` or as it is; it needs no Lightning.
+        """
+        # The whole classifier only if a subclass calls the model in a way of its own.
+        plain = type(self).forward is BinaryClassifier.forward
+        return Exportable(self.model if plain else self, num_labels=self.num_labels, threshold=self.threshold)
 
     def _step(self, batch: Any, stage: Stage, batch_idx: int, dataloader_idx: int) -> dict[str, Any]:
         inputs, target, weight, mask, _ = self.unpack_batch(batch)

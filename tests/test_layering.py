@@ -19,6 +19,7 @@ FLOORS = {
     "losses": 1,
     "metrics": 1,
     "checkpoints": 2,
+    "exportable": 2,
     "models": 2,
     "data": 2,
     "plotting": 2,
@@ -31,7 +32,7 @@ FLOORS = {
     "__main__": 5,
 }
 NEXT_DOOR = {("metrics", "losses")}  # a metric is of a loss; the loss knows nothing of it
-WITHOUT_LIGHTNING = {"engine", "losses", "metrics"}
+WITHOUT_LIGHTNING = {"engine", "losses", "metrics", "exportable"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 
 
