@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from lightning_bce.checkpoints import check_finite, check_whole
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
+from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable, probability_of
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
@@ -84,6 +85,10 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             CalibrationError; an empty list none.
         threshold: A probability above it is a positive decision; in [0, 1].
         class_names: One name for each label, for logs and tables. None is label_0, label_1, ...
+        compile_model: Whether torch.compile makes kernels of the model and of the loss when a trainer runs them; not of
+            the classifier around them. The checkpoint is the same without it. The loss of a first batch is not
+            compiled, because its values are checked, nor one with ``validate="always"``. Not worth it with a
+            LossSchedule by step: each new value is compiled anew, until torch gives up.
 
     Raises:
         ValueError: If an option is out of range or has no effect.
@@ -109,6 +114,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         metrics: Sequence[str | Metric] | None = None,
         threshold: float = 0.5,
         class_names: Sequence[str] | None = None,
+        compile_model: bool = False,
     ) -> None:
         super().__init__()
         if num_labels < 1:
@@ -135,6 +141,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self._metrics = evaluation_metrics(metrics, num_labels, self.threshold)
         # The plain cross-entropy of the validation set is not the one that is trained: it has no factors at all.
         self._log_loss = BCEWithLogitsLoss(ignore_index=self.loss.ignore_index, validate="off")
+        self.compile_model = compile_model
+        self._compiled = False
+        self._first_batch = True
         self._states = nn.ModuleDict()
         self._window = Window()
         self._warned_of_cuts = False
@@ -274,12 +283,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         logits, target = first_rows(logits, own), first_rows(target, own)
         weight, mask = first_rows(weight, own), first_rows(mask, own)
         scores = logits if self.loss.input_space == "logits" else torch.sigmoid(full_precision(logits))
-        terms: dict[str, LossSums] = {}
-        if isinstance(self.loss, CombinedLoss):
-            terms = self.loss.term_sums(scores, target, weight, mask=mask)
-            sums = self.loss.combine(terms)
-        else:
-            sums = self.loss.sums(scores, target, weight, mask=mask)
+        eager = not self._compiled or self._first_batch or self.loss.validate == "always"
+        terms, sums = (_sums if eager else _compiled_sums())(self.loss, scores, target, weight, mask)
+        self._first_batch = False
         loss = sums.loss.sum() if self.loss.reduction == "sum" else sums.mean()
         detached = sums.detach()
         if stage == "train":
@@ -319,20 +325,38 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             f"(N, 1) for one label, (N, C) or (N, C, ...) for C. {advice}"
         )
 
+    def setup(self, stage: str) -> None:
+        """Compile the model where that was asked for, in place: its weights keep their names.
+
+        Raises:
+            RuntimeError: If there is no compiler for the device, with what is missing.
+        """
+        if not self.compile_model or self._compiled:
+            return
+        reason = reason_against(self.trainer.strategy.root_device.type)
+        if reason is not None:
+            raise RuntimeError(f"`compile_model` is True, and {reason}. Or leave it out: the results are the same.")
+        self.model.compile()
+        self._compiled = True
+
     # -- epochs -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Have the loss check the values of its first batch."""
-        self.loss.recheck()
+        self._recheck()
         self._window.forget()
 
     def on_validation_start(self) -> None:
         """Have the loss check the values of its first batch."""
-        self.loss.recheck()
+        self._recheck()
 
     def on_test_start(self) -> None:
         """Have the loss check the values of its first batch."""
+        self._recheck()
+
+    def _recheck(self) -> None:
         self.loss.recheck()
+        self._first_batch = True
 
     def on_train_epoch_start(self) -> None:
         """Forget what an interrupted epoch left, and tell the loss which one begins."""
@@ -521,6 +545,22 @@ def _command_line_arguments() -> dict[str, Any]:
             self.save_hyperparameters()
 
     return {name: value for name, value in Probe().hparams.items() if not name.startswith("_")}
+
+
+def _sums(
+    loss: BinaryLoss, scores: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
+) -> tuple[dict[str, LossSums], LossSums]:
+    """Return the sums of each term of a combined loss, and of the loss."""
+    if isinstance(loss, CombinedLoss):
+        terms = loss.term_sums(scores, target, weight, mask=mask)
+        return terms, loss.combine(terms)
+    return {}, loss.sums(scores, target, weight, mask=mask)
+
+
+@cache
+def _compiled_sums() -> Callable[..., tuple[dict[str, LossSums], LossSums]]:
+    # Not an attribute of the classifier, which a copy would share with the original and its loss.
+    return torch.compile(_sums)
 
 
 def _module(model: Any, name: str) -> nn.Module:
