@@ -1,5 +1,6 @@
 """Two epochs and two more are four: weights, optimizer, schedules and every logged number, bit for bit."""
 
+import os
 import random
 from functools import partial
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 from torch.testing import assert_close
@@ -87,7 +89,9 @@ class Numbers(pl.Callback):
         self.epochs[trainer.current_epoch - 1] = dict(trainer.callback_metrics)
 
 
-def run(folder, data, epochs=4, path=None, callbacks=(), exact=True, validated=True, checkpoint=None, **options):
+def run(
+    folder, data, epochs=4, path=None, callbacks=(), exact=True, validated=True, checkpoint=None, more=None, **options
+):
     pl.seed_everything(3)
     model = Noisy(TabularMLP(FEATURES, hidden=(7,), dropout=0.3), FocalLoss(gamma=1.0), **options)
     numbers = Numbers()
@@ -104,6 +108,7 @@ def run(folder, data, epochs=4, path=None, callbacks=(), exact=True, validated=T
             numbers,
             ModelCheckpoint(folder, save_last=True, **(checkpoint or {})),
         ],
+        **(more or {}),
     )
     trainer.fit(model, datamodule=data, ckpt_path=path)
     return trainer, numbers
@@ -222,16 +227,37 @@ def test_each_generator_is_put_back():
     assert draw() == first
 
 
-def states_on(rank):
-    torch.manual_seed(rank)
-    return rank, ExactResume().state_dict()
+def four_on(rank, folder, table):
+    """Return whether two and two are four on this rank, its last weights, and the states in the checkpoint."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    more = {"strategy": "ddp", "devices": 2, "plugins": [TorchElasticEnvironment()]}
+    seeds = [lambda: [OwnSeed(rank)]]
+    straight, resumed = two_and_two(folder, partial(TableDataModule, table, batch_size=SIZE), *seeds, more=more)
+    assert_equal_runs(straight, resumed)
+    saved = torch.load(folder / "first" / "last.ckpt", weights_only=True)["callbacks"]["ExactResume"]
+    return straight[1].rows, saved["ranks"]
 
 
-def test_every_rank_has_its_own_state(on_two_ranks):
-    for _, state in on_two_ranks(states_on):
-        assert len(state["ranks"]) == 2
-        for number, saved in enumerate(state["ranks"]):
-            assert torch.equal(saved["torch"], torch.Generator().manual_seed(number).get_state())
+class OwnSeed(pl.Callback):
+    """Has each rank draw other numbers, as dropout should."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_train_start(self, trainer, pl_module):
+        torch.manual_seed(self.rank)
+
+
+def test_two_and_two_are_four_on_every_rank(table, on_two_ranks, tmp_path):
+    found = on_two_ranks(four_on, tmp_path, table.args[0])
+    (first, ranks), (second, same) = found
+    assert not any(torch.equal(first[key][0], second[key][0]) for key in first)  # each has rows of its own
+    assert len(ranks) == 2 and not torch.equal(ranks[0]["torch"], ranks[1]["torch"])
+    assert all(torch.equal(a["torch"], b["torch"]) for a, b in zip(ranks, same, strict=True))
+
+
+def test_two_and_two_are_four_with_a_table_and_worker_processes(table, tmp_path):
+    assert_equal_runs(*two_and_two(tmp_path, partial(table, num_workers=2)))
 
 
 def test_dropout_is_what_a_restored_state_draws():
