@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +14,16 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from lightning_bce.data.tensors import Batch, EpochShuffle, TensorRows, as_it_is
 
 Part = Literal["train", "val", "test", "predict"]
-Loader = DataLoader[Batch]
+
+
+class Loader(Protocol):
+    """What hands out the batches of a part, and knows how many there are."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
 
 
 class BinaryDataModule(pl.LightningDataModule, ABC):
@@ -62,9 +72,9 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         test_fraction: float = 0.2,
     ) -> None:
         super().__init__()
-        self.batch_size = _whole("batch_size", batch_size, least=1)
-        self.num_workers = _whole("num_workers", num_workers, least=0)
-        self.seed = _whole("seed", seed, least=0)
+        self.batch_size = whole("batch_size", batch_size, least=1)
+        self.num_workers = whole("num_workers", num_workers, least=0)
+        self.seed = whole("seed", seed, least=0)
         self.fractions = _fractions(val_fraction, test_fraction)
 
     @property
@@ -118,7 +128,7 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         rows = self.rows(part)
         return [] if rows is None else self._loader(rows, shuffle=False)
 
-    def _loader(self, rows: TensorRows, *, shuffle: bool) -> Loader:
+    def _loader(self, rows: TensorRows, *, shuffle: bool) -> DataLoader[Batch]:
         return DataLoader(
             rows,
             batch_size=self.batch_size,
@@ -144,7 +154,22 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         return DistributedSampler(rows, shuffle=False, **ranks)
 
 
-def _whole(name: str, value: int, *, least: int) -> int:
+def whole(name: str, value: int, *, least: int) -> int:
+    """Return a whole number of at least ``least``, or refuse what is none.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+        least: The smallest that is allowed.
+
+    Raises:
+        TypeError: If it is no whole number.
+        ValueError: If it is too small.
+
+    Example:
+        >>> whole("batch_size", 7, least=1)
+        7
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` is {value!r}, a {type(value).__name__}: it must be a whole number, such as {least}.")
     if value < least:

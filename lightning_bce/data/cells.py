@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import polars
@@ -13,12 +17,13 @@ MISSING = ("", "?", "NA", "NaN", "nan", "null")
 """Cells that say "unknown" unless the caller says otherwise."""
 
 
-def require(package: str, install: str | None = None) -> None:
+def require(package: str, install: str | None = None, extra: str = "data") -> None:
     """Import an optional package, or say how to install it.
 
     Args:
         package: The module to import, such as ``"polars"``.
         install: Its name for pip. None is the name of the module.
+        extra: The extra of this package that brings it.
 
     Raises:
         ImportError: If the package is not installed.
@@ -31,7 +36,7 @@ def require(package: str, install: str | None = None) -> None:
     except ImportError as error:
         raise ImportError(
             f"Reading this data needs the package {install or package!r}, which cannot be imported ({error}). "
-            "Install it with the rest of the data tools: `pip install 'lightning_bce[data]'`."
+            f"Install it with the rest of the data tools: `pip install 'lightning_bce[{extra}]'`."
         ) from error
 
 
@@ -133,14 +138,43 @@ def numbers(column: polars.Series, missing_values: Sequence[str] = MISSING) -> t
 
     if column.dtype.is_numeric() or column.dtype == polars.Boolean:
         parsed = column.cast(polars.Float64).fill_nan(None)
-        codes = numbers(polars.Series(missing_values, dtype=polars.String), ())[0].drop_nulls()
-        known = parsed.is_not_null() & ~parsed.is_in(codes.to_list()).fill_null(True)
+        known = parsed.is_not_null() & ~parsed.is_in(_codes(tuple(missing_values))).fill_null(True)
     else:
         text = words(column, missing_values)
         parsed = text.cast(polars.Float64, strict=False)
         known = text.is_not_null()
     finite = parsed.is_finite().fill_null(False)
     return parsed.set(~(known & finite), None), known & ~finite
+
+
+def plain_numbers(column: polars.Series, missing_values: Sequence[str] = MISSING) -> npt.NDArray[np.float64] | None:
+    """Return what :func:`numbers` returns for a column with neither gaps nor faults, in a tenth of the time.
+
+    Args:
+        column: A column of any type.
+        missing_values: What a missing cell may say.
+
+    Returns:
+        The numbers, or None if the column has other cells, or codes would have to be looked for.
+
+    Example:
+        >>> import polars
+        >>> plain_numbers(polars.Series([1, 2])), plain_numbers(polars.Series([1, None]))
+        (array([1., 2.]), None)
+    """
+    if not column.dtype.is_numeric() or column.null_count() or _codes(tuple(missing_values)):
+        return None
+    values = column.to_numpy().astype(np.float64)
+    return values if np.isfinite(values).all() else None
+
+
+@functools.cache
+def _codes(missing_values: tuple[str, ...]) -> list[float]:
+    """Return the missing values that are numbers, such as -999."""
+    import polars
+
+    codes: list[float] = numbers(polars.Series(missing_values, dtype=polars.String), ())[0].drop_nulls().to_list()
+    return codes
 
 
 def canonical(values: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -59,7 +59,7 @@ def parse_labels(
             target[:, c] = _as_they_are(table[name], missing_values)
         return target, []
 
-    asked = _asked_for(positive)
+    asked = asked_for(positive)
     occurring: dict[str, int] = {}
     for c, name in enumerate(columns):
         spelled, counts = _counted(words(table[name], missing_values))
@@ -72,12 +72,12 @@ def parse_labels(
     if known is None and absent:
         raise ValueError(
             f"`positive` asks for {listed(asked)}, and {listed(absent)} does not occur in {_named(columns)}, which "
-            f"has {_table_of(occurring)}. Give a value that occurs."
+            f"has {table_of(occurring)}. Give a value that occurs."
         )
     strange = {word: count for word, count in occurring.items() if known is not None and word not in known}
     if strange and known is not None:
         raise ValueError(
-            f"{_named(columns)} has labels that the training table has not: {_table_of(strange)}; there it was "
+            f"{_named(columns)} has labels that the training table has not: {table_of(strange)}; there it was "
             f"{listed(known)}. Spell the labels of both tables alike."
         )
     return target, sorted(occurring)
@@ -117,6 +117,30 @@ def without_unknown(target: Labels, columns: Sequence[str], missing_targets: Mis
     return kept
 
 
+def refuse_unknown(target: Labels, columns: Sequence[str], rows: npt.NDArray[np.int64]) -> None:
+    """Refuse unknown labels of a row group, whose rows cannot be dropped.
+
+    Args:
+        target: The targets (N, C), NaN for unknown.
+        columns: The C label columns.
+        rows: The N rows' numbers, for the message.
+
+    Raises:
+        ValueError: If a label is unknown, with its row.
+
+    Example:
+        >>> refuse_unknown(np.zeros((1, 1), dtype=np.float32), ["sick"], np.arange(1))
+    """
+    unknown = np.isnan(target)
+    if unknown.any():
+        row, c = (int(first) for first in np.argwhere(unknown)[0])
+        raise ValueError(
+            f"Row {rows[row]} (counted from 0) has no label in column {shown(columns[c])}, one of {int(unknown.sum())} "
+            'missing labels of the row group. Pass `missing_targets="ignore"` to keep such rows with the target NaN '
+            "for a loss that ignores NaN, or write the files without them."
+        )
+
+
 def _as_they_are(column: polars.Series, missing_values: Sequence[str]) -> Labels:
     import polars
 
@@ -130,13 +154,25 @@ def _as_they_are(column: polars.Series, missing_values: Sequence[str]) -> Labels
         return _replaced(text, {word: float(word.lower() == "true") for word in spelled})
     likely = "1" if set(canonical(spelled)) == {"1.0", "-1.0"} else "VALUE"
     raise ValueError(
-        f"The label column {shown(column.name)} has {_table_of(counts)}: without `positive` labels must be 0 and 1, "
+        f"The label column {shown(column.name)} has {table_of(counts)}: without `positive` labels must be 0 and 1, "
         f"true and false, or numbers between 0 and 1. Say which value is the positive class: `positive={likely}`. "
         "If this is not the label column, choose another with `target`."
     )
 
 
-def _asked_for(positive: Value | list[Value]) -> list[str]:
+def asked_for(positive: Value | list[Value]) -> list[str]:
+    """Return the values of ``positive`` in the spelling in which labels are compared.
+
+    Args:
+        positive: A value or a list of them.
+
+    Raises:
+        ValueError: If the list is empty.
+
+    Example:
+        >>> asked_for([True, 1])
+        ['true', '1.0']
+    """
     values = positive if isinstance(positive, list) else [positive]
     if not values:
         raise ValueError("`positive` is an empty list: give at least one value, or None for labels that are 0 and 1.")
@@ -162,7 +198,16 @@ def _named(columns: Sequence[str]) -> str:
     return ("column " if len(columns) == 1 else "one of the columns ") + listed(columns, most=3)
 
 
-def _table_of(counts: dict[str, int]) -> str:
+def table_of(counts: Mapping[str, int]) -> str:
+    """Return labels and how often each came, for a message.
+
+    Args:
+        counts: The counts.
+
+    Example:
+        >>> table_of({"no": 5, "yes": 2})
+        "'no' 5 times, 'yes' 2 times"
+    """
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
     rest = f" and {len(ordered) - 10} other values" if len(ordered) > 10 else ""
     return ", ".join(f"{shown(word)} {count} times" for word, count in ordered[:10]) + rest

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_bce.data.cells import MISSING, listed, numbers, require, shown, words
+from lightning_bce.data.cells import MISSING, listed, numbers, plain_numbers, require, shown, words
 
 if TYPE_CHECKING:
     import polars
@@ -174,21 +174,19 @@ class TablePreprocessor:
         features = np.zeros((table.height, self.num_features), dtype=np.float32)
         start = 0
         for column in self._columns:
-            width = len(column.features())
             cells = table[column.name]
             for place, values in self._features(column, cells, rows):
+                if not np.isfinite(values).all():
+                    row = int(np.flatnonzero(~np.isfinite(values))[0])
+                    raise ValueError(
+                        f"{_at(rows, row, cells)} is too large for float32 after standardising, with the mean "
+                        f"{column.mean:.3g} and the standard deviation {column.scale:.3g} of the training rows. Mend "
+                        "the cell, or write its code into `missing_values` if it stands for an unknown."
+                        if isinstance(column, _Numeric)
+                        else f"{_at(rows, row, cells)} has no finite feature."
+                    )
                 features[:, start + place] = values
-            block = features[:, start : start + width]
-            if not np.isfinite(block).all():
-                row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise ValueError(
-                    f"{_at(rows, row, cells)} is too large for float32 after standardising, with the mean "
-                    f"{column.mean:.3g} and the standard deviation {column.scale:.3g} of the training rows. Mend the "
-                    "cell, or write its code into `missing_values` if it stands for an unknown."
-                    if isinstance(column, _Numeric)
-                    else f"{_at(rows, row, cells)} has no finite feature."
-                )
-            start += width
+            start += len(column.features())
         return torch.from_numpy(features)
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,6 +265,11 @@ class TablePreprocessor:
         import polars
 
         if isinstance(column, _Numeric):
+            plain = plain_numbers(cells, self.missing_values)
+            if plain is not None:
+                with np.errstate(over="ignore"):
+                    yield 0, ((plain - column.mean) / column.scale).astype(np.float32)
+                return  # the indicator is 0 already
             values, wrong = numbers(cells, self.missing_values)
             if wrong.any():
                 raise ValueError(

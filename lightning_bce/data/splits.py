@@ -94,11 +94,27 @@ def warn_about_labels(parts: Mapping[str, npt.ArrayLike], class_names: Sequence[
     Example:
         >>> warn_about_labels({"train": [[0.0], [1.0]], "test": [[1.0], [0.0]]}, ["sick"])
     """
-    counts = {}
+    counts: dict[str, tuple[Rows, Rows]] = {}
     for name, values in parts.items():
         labels = np.asarray(values, dtype=np.float64).reshape(-1, len(class_names))
         if len(labels):
             counts[name] = ((labels > 0.5).sum(axis=0), (labels <= 0.5).sum(axis=0))
+    warn_about_counts(counts, class_names)
+
+
+def warn_about_counts(counts: Mapping[str, tuple[Rows, Rows]], class_names: Sequence[str]) -> None:
+    """Warn of labels that are all of one class in a part, by the positives and negatives of each label.
+
+    Args:
+        counts: For each part the known positives and negatives of each label, (C,) and (C,).
+        class_names: The C names.
+
+    Warns:
+        UserWarning: If a label has no known positive or no known negative in some part.
+
+    Example:
+        >>> warn_about_counts({"train": (np.array([2]), np.array([5]))}, ["sick"])
+    """
     one_sided = {
         class_name: {name: (int(positives[c]), int(negatives[c])) for name, (positives, negatives) in counts.items()}
         for c, class_name in enumerate(class_names)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from lightning_bce.data.base import BinaryDataModule, Part
-from lightning_bce.data.cells import MISSING, listed, numbers, shown, words
+from lightning_bce.data.cells import MISSING, listed, shown
 from lightning_bce.data.columns import find_columns
 from lightning_bce.data.labels import Labels, MissingTargets, parse_labels, without_unknown
 from lightning_bce.data.preprocessing import TablePreprocessor
 from lightning_bce.data.reading import SEPARATORS, Fingerprint, read_table
+from lightning_bce.data.roles import ids, refuse_two_roles, warn_of_row_numbers, weights
 from lightning_bce.data.splits import Rows, stratified_split, warn_about_labels
 from lightning_bce.data.tensors import TensorRows
 
@@ -270,7 +271,7 @@ class TableDataModule(BinaryDataModule):
             "drop_columns": find_columns(names, self.drop_columns, "drop_columns"),
         }
         categorical = find_columns(names, self.categorical, "categorical")
-        _refuse_two_roles({**roles, "categorical": categorical})
+        refuse_two_roles({**roles, "categorical": categorical})
         features = [name for name in names if not any(name in columns for columns in roles.values())]
         if not features:
             raise ValueError(f"{self.path} has no column left to learn from: all are {', '.join(roles)}.")
@@ -282,7 +283,7 @@ class TableDataModule(BinaryDataModule):
         warn_about_labels({part: training.target[rows] for part, rows in self._parts.items()}, targets)
         if self._learnt is None:
             train = self._parts["train"]
-            _warn_of_row_numbers(table[features[0]])
+            warn_of_row_numbers(table[features[0]])
             preprocessor = TablePreprocessor(
                 categorical=categorical, max_categories=self.max_categories, missing_values=self.missing_values
             ).fit(training.table.select(features)[train], training.numbers[train].tolist())
@@ -353,11 +354,11 @@ class TableDataModule(BinaryDataModule):
         if target is not None:
             columns["target"] = torch.from_numpy(target)
             if known.weight_column is not None:
-                columns["weight"] = _weights(self._column(table, known.weight_column, "weight_column"), row_numbers)
+                columns["weight"] = weights(self._column(table, known.weight_column, "weight_column"), row_numbers)
         columns["id"] = (
             torch.from_numpy(row_numbers)
             if known.id_column is None
-            else _ids(self._column(table, known.id_column, "id_column"), row_numbers)
+            else ids(self._column(table, known.id_column, "id_column"), row_numbers)
         )
         return TensorRows(columns)
 
@@ -387,42 +388,3 @@ class TableDataModule(BinaryDataModule):
 
 def _is_text(path: str) -> bool:
     return Path(path).suffix.lower() in SEPARATORS
-
-
-def _refuse_two_roles(roles: dict[str, list[str]]) -> None:
-    used: dict[str, str] = {}
-    for argument, names in roles.items():
-        for name in names:
-            if name in used:
-                raise ValueError(f"`{used[name]}` and `{argument}` both name the column {shown(name)}: choose one.")
-            used[name] = argument
-
-
-def _warn_of_row_numbers(column: polars.Series) -> None:
-    values = numbers(column)[0]
-    if len(values) > 2 and values[0] in (0.0, 1.0) and (values.diff().drop_nulls() == 1.0).sum() == len(values) - 1:
-        warnings.warn(
-            f"The first column, {shown(column.name)}, counts the rows: it says nothing about new rows, and may give "
-            "labels away if the file is sorted. Use it as `id_column=0` or leave it out with `drop_columns=[0]`.",
-            stacklevel=2,
-        )
-
-
-def _weights(column: polars.Series, row_numbers: Rows) -> torch.Tensor:
-    values = numbers(column)[0]
-    bad = (values.is_null() | (values < 0)).fill_null(True)
-    if bad.any():
-        row = int(bad.arg_true()[0])
-        raise ValueError(
-            f"Row {row_numbers[row]} (counted from 0) has the weight {shown(column[row])} in column "
-            f"{shown(column.name)}: weights must be finite numbers of at least 0."
-        )
-    return torch.from_numpy(values.to_numpy().astype(np.float32))
-
-
-def _ids(column: polars.Series, row_numbers: Rows) -> list[str]:
-    text = words(column, ())
-    if text.null_count():
-        row = int(text.is_null().arg_true()[0])
-        raise ValueError(f"Row {row_numbers[row]} (counted from 0) has no id in column {shown(column.name)}: add it.")
-    return text.to_list()
