@@ -236,7 +236,8 @@ class BinaryCLI(LightningCLI):
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         """Return what writes names that a script can rely on: best.ckpt and, to go on from, last.ckpt."""
-        if getattr(self.datamodule, "fractions", {}).get("val", 1) == 0:
+        own = getattr(self.datamodule, "val_path", None) is not None
+        if not own and getattr(self.datamodule, "fractions", {}).get("val", 1) == 0:
             return [ModelCheckpoint(filename="best", save_last=True, enable_version_counter=False)]
         # Two, because `save_last` of the one for the best writes only when there is a new best.
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,25 @@ def test_a_checkpoint_born_in_python_is_tested_and_predicts_by_the_command(capsy
     assert torch.equal(written, expected)
 
 
+def test_a_stream_trains_and_predicts_from_its_checkpoint_without_the_training_files(capsys):
+    pytest.importorskip("pyarrow", reason="streams need pyarrow: pip install 'lightning_bce[stream]'")
+    rows = polars.read_csv("table.csv", null_values="?")
+    for part in ("train", "val"):
+        Path(part).mkdir()
+        for number in (0, 1):
+            rows[number::2].write_parquet(f"{part}/{number}.parquet", row_group_size=33)
+    checkpoint = fit(
+        "--data=ParquetStreamDataModule", "--data.path=train", "--data.val_path=val", "--data.positive=yes",
+        "--data.batch_size=33",
+    )  # fmt: skip
+    assert "test_AveragePrecision" in capsys.readouterr().out
+    # The best by the loss on val_path, not the last.
+    assert any("'monitor': 'val_loss'" in name for name in torch.load(checkpoint, weights_only=True)["callbacks"])
+    shutil.rmtree("train")
+    main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_path=val", *QUIET])
+    assert [row["id"] for row in predictions()] == [str(i) for i in range(257)]
+
+
 def test_a_data_module_of_other_people_needs_no_attributes(folder):
     (folder / "foreign_of_the_cli_test.py").write_text(
         "import lightning.pytorch as pl\n"
@@ -298,7 +318,9 @@ def test_no_argument_of_a_loss_is_without_help(name, capsys):
     undocumented(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["TableDataModule", "DigitsDataModule", "BreastCancerDataModule"])
+@pytest.mark.parametrize(
+    "name", ["TableDataModule", "ParquetStreamDataModule", "DigitsDataModule", "BreastCancerDataModule"]
+)
 def test_no_argument_of_a_data_module_is_without_help(name, capsys):
     with pytest.raises(SystemExit):
         main(["fit", f"--data.help={name}"])
