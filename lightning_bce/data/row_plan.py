@@ -114,6 +114,21 @@ def blocks(
     return found
 
 
+def without_first(planned: list[Block], rows: int) -> tuple[list[Block], int]:
+    """Return the blocks without those that lie in the first ``rows`` rows, and how many of these rows are left.
+
+    Example:
+        >>> left, rows = without_first(blocks([3, 2, 2], rows_in_block=1), 4)
+        >>> [block.rows for block in left], rows
+        ([2, 2], 1)
+    """
+    first = 0
+    while first < len(planned) and rows >= planned[first].rows:
+        rows -= planned[first].rows
+        first += 1
+    return planned[first:], rows
+
+
 def stretch(rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """Return where a rank's rows begin and end: all ranks have equally many, to within one.
 

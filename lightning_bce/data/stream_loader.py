@@ -16,7 +16,7 @@ from lightning_bce.data.labels import Value, parse_labels, refuse_unknown
 from lightning_bce.data.preprocessing import TablePreprocessor
 from lightning_bce.data.roles import ids, weights
 from lightning_bce.data.row_groups import ParquetSource
-from lightning_bce.data.row_plan import Block, RowSplit, batch_ranges, batch_sizes, blocks
+from lightning_bce.data.row_plan import Block, RowSplit, batch_ranges, batch_sizes, blocks, without_first
 from lightning_bce.data.tensors import Batch
 
 
@@ -130,6 +130,7 @@ class BlockOrder(Sampler[Block]):
         self.sizes, self.rows_in_block = sizes, rows_in_block
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.epoch = 0
+        self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass.
@@ -139,18 +140,21 @@ class BlockOrder(Sampler[Block]):
         """
         self.epoch = epoch
 
+    def plan(self) -> tuple[list[Block], int]:
+        """Return the blocks of this rank, without those of the ``skip`` first rows, and how many of these remain."""
+        shuffle = None if self.seed is None else (self.seed, self.epoch)
+        planned = blocks(
+            self.sizes,
+            rows_in_block=self.rows_in_block,
+            rank=self.rank,
+            world_size=self.world_size,
+            shuffle=shuffle,
+        )
+        return without_first(planned, self.skip)
+
     def __iter__(self) -> Iterator[Block]:
         """Return the blocks of this rank."""
-        shuffle = None if self.seed is None else (self.seed, self.epoch)
-        return iter(
-            blocks(
-                self.sizes,
-                rows_in_block=self.rows_in_block,
-                rank=self.rank,
-                world_size=self.world_size,
-                shuffle=shuffle,
-            )
-        )
+        return iter(self.plan()[0])
 
 
 class StreamLoader:
@@ -182,6 +186,8 @@ class StreamLoader:
     ) -> None:
         sizes = reader.sizes()
         self.order = BlockOrder(sizes, rows_in_block=rows_in_block, rank=rank, world_size=world_size, seed=seed)
+        self._epoch = self._done = 0
+        self._resumed: tuple[int, int] | None = None
         self.batch_sizes = batch_sizes(sum(sizes), batch_size, rank, world_size)
         # What Lightning asks for: the sampler to tell the epoch to, and in prediction the rows of each batch.
         self.batch_sampler = _IndexBatchSamplerWrapper(self.order)  # type: ignore[arg-type]  # its length is not asked for
@@ -206,18 +212,47 @@ class StreamLoader:
         """Return the number of batches of this rank."""
         return len(self.batch_sizes)
 
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch were handed out; Lightning puts it into checkpoints."""
+        return {"epoch": self._epoch, "done": self._done % max(len(self), 1), "batches": len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where another loader was: if the next pass is of the same epoch, it begins behind what was handed out.
+
+        Of another epoch it is where Lightning was done with that epoch, as under ``limit_train_batches``.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If an epoch had another number of batches.
+        """
+        if state_dict["done"] and state_dict["batches"] != len(self):
+            raise ValueError(
+                f"The checkpoint was made after {state_dict['done']} of {state_dict['batches']} batches of an epoch, "
+                f"and an epoch now has {len(self)}: resume with the same files, `batch_size` and number of devices, "
+                "or from a checkpoint of the end of an epoch."
+            )
+        self._resumed = state_dict["epoch"], state_dict["done"]
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        wanted = iter(self.batch_sizes)
+        resumed, self._resumed, self._epoch = self._resumed, None, self.order.epoch
+        skipped = resumed[1] if resumed is not None and resumed[0] == self._epoch else 0
+        self._done = skipped
+        self.order.skip = sum(self.batch_sizes[:skipped])
+        wanted = iter(self.batch_sizes[skipped:])
         size = next(wanted, 0)
         rest: Batch = {}
-        arriving = iter(self._blocks)
+        arriving, unwanted = iter(self._blocks), self.order.plan()[1]
         # Not by the sampler: a loader with workers asks it twice in its first pass.
         self.order.epoch += 1
         for block in arriving:
-            start, rows = 0, _rows(block)
+            start, rows = unwanted, _rows(block)
+            unwanted = 0
             while rows - start >= size - _rows(rest) and size:
                 stop = start + size - _rows(rest)
+                self._done += 1
                 yield _joined(rest, _cut(block, start, stop))
                 start, rest, size = stop, {}, next(wanted, 0)
             if start < rows:

@@ -25,8 +25,9 @@ class ParquetStreamDataModule(BinaryDataModule):
 
     Columns, labels and features are those of :class:`TableDataModule`, with these differences:
 
-    - The training rows are read once before training, to learn means, deviations and words, and to check the labels.
-      A checkpoint holds what was learnt, so that resuming, testing and predicting do not read them for it again.
+    - The training files are read once before training, by each rank, to learn means, deviations and words, and to
+      check the labels. A checkpoint holds what was learnt, so that testing, predicting and resuming from the command
+      line do not read them for it again.
     - Columns of numbers are numbers and columns of text are words; numbers written as text are refused.
     - Every row is dealt to training, validation or test on its own, by seed and row number, not by its label: for
       that all labels would have to be in memory. So each part has rows of all row groups, and a validation part costs
@@ -35,7 +36,8 @@ class ParquetStreamDataModule(BinaryDataModule):
 
     **Order.** In training the row groups come in an order of their own in each epoch, and rows are shuffled within
     ``shuffle_mib`` of features, or one row group where that is larger. The order follows from seed and epoch, and is
-    the same for any number of workers and after a resume. Files that are sorted want more ``shuffle_mib``.
+    the same for any number of workers and after a resume; within an epoch, a resumed run goes on behind the batches
+    that were trained on. Files that are sorted want more ``shuffle_mib``.
     Evaluation and prediction keep the order of the files (by path) and of their rows; ids count over all files.
 
     **Ranks.** Each rank reads its own stretch of the row groups; every row comes once an epoch, on one rank, in
@@ -43,6 +45,8 @@ class ParquetStreamDataModule(BinaryDataModule):
     than on another rank; and where a rank lacks one row for as many batches, its last full batch gives one up.
 
     **Memory.** It grows with ``shuffle_mib``, the size of a row group and the number of workers, not with the data.
+    Resident at most, all processes together, in an epoch over 256 columns of float32: 0.84 GiB for 10 GiB in row groups
+    of 64 MiB, 0.7 GiB for 2 GiB in row groups of 8 MiB, and there 1.4 GiB with two workers, half of it their imports.
     Workers are spawned, and a script that has them needs ``if __name__ == "__main__":``.
 
     Args:
@@ -103,7 +107,7 @@ class ParquetStreamDataModule(BinaryDataModule):
         val_fraction: float | None = None,
         test_fraction: float | None = None,
         seed: int = 0,
-        shuffle_mib: int = 64,
+        shuffle_mib: int = 32,
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:

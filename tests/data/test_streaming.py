@@ -221,6 +221,72 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(folder, tmp_path):
     torch.testing.assert_close(run(4, tmp_path / "2.ckpt"), run(4), rtol=0, atol=0)
 
 
+def test_a_run_that_is_cut_off_within_an_epoch_goes_on_with_its_other_rows(folder, tmp_path):
+    """Saved after 13 steps, of which 4 belong to the second epoch."""
+
+    class Seen(BinaryClassifier):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch["id"])
+            return super().training_step(batch, batch_idx)
+
+    class SaveAfter13(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 13:
+                trainer.save_checkpoint(tmp_path / "13.ckpt")
+
+    def run(ckpt_path=None):
+        data = ParquetStreamDataModule(folder, batch_size=32, **COMMON, **WHOLE)
+        model = Seen(torch.nn.Linear(data.num_features, 1), metrics=[])
+        trainer = a_trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[SaveAfter13()])
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+
+    seen = []
+    run()
+    expected, seen = seen, []
+    run(tmp_path / "13.ckpt")
+    assert len(expected) == 18 and seen == expected[13:]
+
+    data = ParquetStreamDataModule(folder, batch_size=32, **COMMON, **WHOLE)
+    one, other = data.train_dataloader(), on_rank(data, "train", 0, 2, seed=0)
+    with pytest.raises(ValueError, match=r"made after 4 of 9 batches of an epoch, and an epoch now has 5"):
+        other.load_state_dict({"epoch": 1, "done": 4, "batches": 9})
+    for done in range(1, 9):
+        one.load_state_dict({"epoch": 1, "done": done, "batches": 9})
+        one.batch_sampler.sampler.set_epoch(1)
+        assert order(one) == joined(expected[9 + done : 18]) and one.state_dict()["done"] == 0
+
+
+# What was saved in the validation ends its epoch once more, without a batch.
+@pytest.mark.filterwarnings("ignore:.*before the ``update`` method")
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+def test_epochs_that_are_cut_short_on_purpose_begin_at_their_beginning(folder, tmp_path, hook):
+    class Seen(BinaryClassifier):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch["id"])
+            return super().training_step(batch, batch_idx)
+
+    class Save(pl.Callback):
+        pass
+
+    def save(self, trainer, *_):
+        if trainer.current_epoch == 0 and not trainer.sanity_checking:
+            trainer.save_checkpoint(tmp_path / "0.ckpt")
+
+    setattr(Save, hook, save)
+
+    def run(ckpt_path=None):
+        data = ParquetStreamDataModule(folder, batch_size=32, **COMMON)
+        model = Seen(torch.nn.Linear(data.num_features, 1), metrics=[])
+        trainer = a_trainer(tmp_path, max_epochs=3, limit_train_batches=4, callbacks=[Save()])
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+
+    seen = []
+    run()
+    expected, seen = seen, []
+    run(tmp_path / "0.ckpt")
+    assert len(expected) == 12 and seen == expected[4:]
+
+
 def test_what_is_overfitted_is_the_same_rows_each_time(folder, tmp_path):
     class Seen(BinaryClassifier):
         def training_step(self, batch, batch_idx):
