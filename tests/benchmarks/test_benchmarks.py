@@ -1,0 +1,41 @@
+"""The benchmarks run and write what they say. Their figures are nobody's business here: test machines are busy."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(HERE / script), *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def test_one_pass_writes_a_csv_a_plot_and_a_table(tmp_path):
+    peers = ["torch BCE", "torchvision focal", "published ASL", "kornia focal"]
+    only = ["BCEWithLogitsLoss, formula", "FocalLoss, chunks", "AsymmetricLoss, formula", *peers]
+    smallest = ["--sizes", "33", "257", "--dtypes", "float32", "--threads", "1", "--repeats", "2", "--seconds", "0"]
+    printed = run("one_pass.py", *smallest, "--output", str(tmp_path), "--only", *only)
+
+    with (tmp_path / "one_pass.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["contender"] for row in rows} == {*only, "one multiplication", "physical limit"}
+    measured = [row for row in rows if row["status"] == "measured"]
+    assert {row["batch"] for row in measured} == {"33", "257"}
+    assert all(float(row["median_s"]) >= float(row["min_s"]) > 0 and row["rounds"] == "2" for row in measured)
+    # Only what is not installed may stay out.
+    assert {row["contender"] for row in rows if row["status"] != "measured"} <= {"kornia focal"}
+    assert (tmp_path / "one_pass.png").read_bytes().startswith(b"\x89PNG")
+    assert "torchvision focal" in printed and "257" in printed
+
+
+def test_training_overhead_compares_three_ways():
+    printed = run("training_overhead.py", "--rounds", "1", "--steps", "2", "--threads", "1")
+
+    assert all(name in printed for name in ("bare module", "BinaryClassifier", "PerClassLossMonitor"))
