@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of logits and target")
     made.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     made.add_argument("--repeats", type=int, default=5, help="rounds at least")
-    made.add_argument("--seconds", type=float, default=40.0, help="more rounds of a size while it took less than this")
+    made.add_argument("--seconds", type=float, default=20.0, help="more rounds of a size while it took less than this")
     made.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     made.add_argument("--output", type=Path, default=Path("."), help="folder of one_pass.csv and one_pass.png")
     made.add_argument("--quick", action="store_true", help="a minute: one thread, float32, up to 2^20 elements")

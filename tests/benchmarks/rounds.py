@@ -12,6 +12,7 @@ import torch
 from contenders import Contender, Mean, others, ours
 from measuring import batch, check, errors, free_gigabytes, in_turns, one_call, peak_extra, reference
 
+LARGEST_FOR_MEMORY = 2**24  # which shows it well; beyond, a call takes its time and an element no more than here
 MULTIPLICATION, LIMIT = "one multiplication", "physical limit"
 
 
@@ -64,7 +65,7 @@ def of_size(
             return one_call(function, leaf, labels)
 
         calls[contender.name] = call
-        extra = peak_extra(call, options.device, elements)
+        extra = peak_extra(call, options.device, elements) if elements <= LARGEST_FOR_MEMORY else None
         found[contender.name] = {
             "family": contender.family,
             "labels": contender.labels,
