@@ -313,11 +313,13 @@ class BinaryLoss(Recorded, nn.Module, ABC):
 
     def _in_one_pass(self, batch: Inputs) -> bool:
         """Return whether this batch takes one pass; see ``fused`` in the class."""
-        if self.fused is False or (self.fused is None and batch.logits.numel() < WORTHWHILE):
+        # In compiled code the compiler of the whole model makes the kernel, and may not ask for sizes; transforms see
+        # through the formula only.
+        if self.fused is False or not may_look():
             return False
-        # In compiled code the compiler of the whole model makes the kernel; transforms see through the formula only.
-        others = [batch.target, batch.learnt, *batch.factors, *batch.counts]
-        if not may_look() or any(t is not None and t.requires_grad for t in others):
+        if self.fused is None and batch.logits.numel() < WORTHWHILE:
+            return False
+        if any(t is not None and t.requires_grad for t in (batch.target, batch.learnt, *batch.factors, *batch.counts)):
             return False
         reason = self._reason_against_blocks(batch.logits)
         if self.fused and (reason := reason or self._reason_against_kernels(batch.logits.device)):
