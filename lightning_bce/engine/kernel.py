@@ -23,9 +23,15 @@ if not log.hasHandlers():  # as Lightning does: a wait of seconds has to be said
     log.setLevel(logging.INFO)
     log.propagate = False
 
-# The loops keep the order in which the blocks are written down, rows last. See [one pass] in layout.py.
-HOW: dict[str, Any] = {"options": {"pick_loop_orders": False}}
-
+HOW: dict[str, Any] = {
+    "options": {
+        # The loops keep the order in which the blocks are written down, rows last. See [one pass] in layout.py.
+        "pick_loop_orders": False,
+        # A kernel serves every size: its first batch, however small, must not decide that one thread is enough for all.
+        "cpp.min_chunk_size": 1,
+        "cpp.dynamic_threads": True,
+    }
+}
 
 _NUMBERS = itertools.count()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_bce.engine.batch import Formula, Inputs, in_full, sum_dtype
 from lightning_bce.engine.kernel import Kernels
 from lightning_bce.engine.layout import layout_of
+from lightning_bce.engine.memory import large_buffer
 
 # Without a compiler, elements at a time: the temporaries of a formula then take next to no memory, and stay in a cache.
 CHUNK = 2**15
@@ -57,7 +58,7 @@ class Pass(NamedTuple):
         logits = self.inputs.logits
         # Half of float16's range is needed for the scale that comes later; bfloat16 has the range of float32.
         dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        return torch.empty(logits.shape, dtype=dtype, device=logits.device)
+        return large_buffer(logits.shape, dtype, logits.device)
 
     def run_sums(self, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
         """Walk over the batch once, writing the scaled gradient into the buffer."""
