@@ -38,14 +38,14 @@ def main(arguments: list[str]) -> None:
         return
     if options.quick:
         options.sizes, options.threads, options.dtypes, options.seconds = SIZES[:4], [1], ["float32"], 2.0
-    rows = []
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
     for threads in options.threads:
         for dtype in options.dtypes:
             print(f"{threads} thread{'s' * (threads > 1)}, {dtype} ...", file=sys.stderr, flush=True)
             rows += in_a_process(options, threads, dtype)
-    rows.sort(key=lambda row: (FAMILIES.index(row["family"]), row["status"] != "measured"))
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, options.output / "one_pass.csv")
+            rows.sort(key=lambda row: (FAMILIES.index(row["family"]), row["status"] != "measured"))
+            write_csv(rows, options.output / "one_pass.csv")  # what there is, in case the next process is stopped
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no plot.", file=sys.stderr)
     else:
@@ -79,8 +79,8 @@ def in_a_process(options: argparse.Namespace, threads: int, dtype: str) -> list[
         command += ["--repeats", str(options.repeats), "--seconds", str(options.seconds)]
         command += ["--only", *options.only] if options.only else []
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-        rows: list[dict[str, Any]] = json.loads(found.read_text())
-    return rows
+        measured: list[dict[str, Any]] = json.loads(found.read_text())
+    return measured
 
 
 if __name__ == "__main__":
