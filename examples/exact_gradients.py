@@ -78,6 +78,11 @@ class Keep(pl.Callback):
         if trainer.is_global_zero:
             torch.save((self.gradient, flat(list(pl_module.parameters()))), self.path)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the group of ranks before the process ends: threads of its own may abort it otherwise."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
 
 class Cut(pl.LightningDataModule):
     """The rows, cut for this rank."""
