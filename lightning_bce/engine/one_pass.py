@@ -96,32 +96,28 @@ class Pass(NamedTuple):
         whole = self.inputs.each(lambda t: t.detach().expand(shape))
         if self.kernels is not None:
             return self.kernels.losses(self.formula, self.name, whole, gradient)
-        losses, slope = self._eager(whole, 1.0, gradient is not None)
-        if gradient is not None:
-            gradient.copy_(slope)
-        return losses
+        return self._eager(whole, 1.0, gradient)
 
     def _eager_sums(self, chunk: Inputs, gradient: Tensor | None) -> Tensor:
         if chunk.logits.shape[2] == 1:  # one position is none
             chunk = chunk.each(lambda t: t.squeeze(2))
             gradient = None if gradient is None else gradient.squeeze(2)
-        losses, slope = self._eager(chunk, self.scale, gradient is not None)
-        if gradient is not None:
-            gradient.copy_(slope)
+        losses = self._eager(chunk, self.scale, gradient)
         others = [d for d in range(losses.ndim) if d != 1]
         wide = sum_dtype(losses)
         return torch.stack([part.sum(others, dtype=wide) for part in self.formula.parts(chunk, losses)], -1)
 
-    def _eager(self, inputs: Inputs, scale: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
-        """Return losses and the gradient of their scaled sum by the formula."""
+    def _eager(self, inputs: Inputs, scale: float, gradient: Tensor | None) -> Tensor:
+        """Return the losses by the formula, writing the gradient of their scaled sum into the buffer."""
         scores = in_full(inputs.logits.detach())
-        if not with_gradient:
-            return self.formula.weighted(inputs, scores), scores
+        if gradient is None:
+            return self.formula.weighted(inputs, scores)
         with torch.enable_grad():
             leaf = scores.detach().requires_grad_()
             losses = self.formula.weighted(inputs, leaf)
             (slope,) = torch.autograd.grad(losses, leaf, torch.full_like(losses, scale))
-        return losses.detach(), slope
+        gradient.copy_(slope)
+        return losses.detach()
 
     def by_side(self, upstream: Tensor) -> Tensor:
         """Return the gradient of the sums, (C, 2), as that of each element."""

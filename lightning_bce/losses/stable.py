@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_bce.engine import in_full
+
 
 def full_precision(logits: Tensor) -> Tensor:
     """Return floating-point ``logits`` in float32 or better.
@@ -26,7 +28,7 @@ def full_precision(logits: Tensor) -> Tensor:
             f"The model's output has dtype {logits.dtype}; a floating-point tensor was expected. Pass scores, not "
             "decisions."
         )
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return in_full(logits)
 
 
 def by_target(target: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
