@@ -19,6 +19,7 @@ FLOORS = {
     "losses": 1,
     "metrics": 1,
     "checkpoints": 2,
+    "record": 2,
     "exportable": 2,
     "models": 2,
     "data": 2,

@@ -170,21 +170,32 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
         """Return the reduced loss in nats, in float32 or better. The arguments are those of :meth:`sums`."""
+        if self.reduction == "none":
+            return self.losses(logits, target, weight, mask=mask)
         batch = self._batch(logits, target, weight, mask)
         if self._in_one_pass(batch):
-            if self.reduction == "none":
-                return self._run_pass(batch, Pass.losses)
             sums = LossSums(*self._run_pass(batch, Pass.sums))
             return sums.loss.sum() if self.reduction == "sum" else sums.mean()
         losses = self._formula.weighted(batch, full_precision(logits))
-        if self.reduction == "none":
-            return losses
         if self.reduction == "sum":
             return losses.sum()
         counts = self._formula.counts(batch, losses)
         if counts is None:
             return losses.sum() / max(losses.numel(), 1)
         return safe_ratio(losses.sum(), counts.sum())
+
+    def losses(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of each element in nats, times its factors and 0 where ignored, whatever the reduction is.
+
+        The arguments are those of :meth:`sums`, the shape that of ``logits``; a :class:`RowLoss` returns one number
+        for each row.
+        """
+        batch = self._batch(logits, target, weight, mask)
+        if self._in_one_pass(batch):
+            return self._run_pass(batch, Pass.losses)
+        return self._formula.weighted(batch, full_precision(logits))
 
     def valid(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Return where labels are known by ``mask`` and ``ignore_index``, broadcastable; None means everywhere."""

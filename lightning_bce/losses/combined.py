@@ -118,6 +118,28 @@ class CombinedLoss(BinaryLoss):
         ]
         return sum_of(values)
 
+    def losses(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the weighted sum of the terms' losses of each element.
+
+        Raises:
+            TypeError: If a term has no loss of an element.
+        """
+        terms = self._losses()
+        of_rows = [name for name, term in terms.items() if not term.per_element]
+        if of_rows:
+            raise TypeError(
+                f"{', '.join(of_rows)} has no loss of a single element, so neither has the sum. Take `term_sums`, or "
+                "the losses of the other terms."
+            )
+        return sum_of(
+            [
+                self.weights[name] * term.losses(_scores_for(term, logits), target, weight, mask=mask)
+                for name, term in terms.items()
+            ]
+        )
+
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the weighted sum of the terms' losses of each element, where all terms have such a form."""
         losses = self._losses()

@@ -152,15 +152,22 @@ class RowLoss(BinaryLoss):
         self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
         """Return the reduced loss in nats or its own unit, in float32 or better. The arguments are those of `sums`."""
-        losses, counts = self._by_row(logits, target, weight, mask)
         if self.reduction == "none":
-            losses = losses.sum(-1) if losses.ndim == 2 else losses
-            if self.rows == "position":
-                return losses.reshape(*logits.shape[:1], *logits.shape[2:])
-            return losses.reshape(logits.shape[:1]) if self.rows == "sample" else losses
+            return self.losses(logits, target, weight, mask=mask)
+        losses, counts = self._by_row(logits, target, weight, mask)
         if self.reduction == "sum":
             return losses.sum()
         return safe_ratio(losses.sum(), counts.sum().to(losses.dtype))
+
+    def losses(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of each row, 0 where it does not count: (C,) of labels, (N,) of samples, or (N, ...)."""
+        losses, _ = self._by_row(logits, target, weight, mask)
+        losses = losses.sum(-1) if losses.ndim == 2 else losses
+        if self.rows == "position":
+            return losses.reshape(*logits.shape[:1], *logits.shape[2:])
+        return losses.reshape(logits.shape[:1]) if self.rows == "sample" else losses
 
     def _by_row(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None

@@ -185,3 +185,19 @@ def test_a_sum_is_configured_by_yaml(tmp_path, monkeypatch):
     (path,) = tmp_path.glob("runs/*/checkpoints/best.ckpt")
     assert BinaryClassifier.load_from_checkpoint(path).loss.terms["focal"].gamma == 3
     main(["test", f"--ckpt_path={path}", *quiet])
+
+
+def test_the_losses_of_elements_are_those_of_the_terms():
+    logits, target = data()
+    terms = [FocalLoss(ignore_index=-1), BCELoss(ignore_index=-1)]
+    target[0, 0] = -1
+    weight = torch.rand(len(target))
+    found = (terms[0] + 3 * terms[1]).losses(logits, target, weight)
+    of_terms = terms[0].losses(logits, target, weight), terms[1].losses(logits.sigmoid(), target, weight)
+    assert_close(found, of_terms[0] + 3 * of_terms[1])
+    assert found[0, 0] == 0
+
+
+def test_a_term_of_rows_leaves_no_losses_of_elements():
+    with pytest.raises(TypeError, match="ZLPRLoss has no loss of a single element"):
+        (BCEWithLogitsLoss() + ZLPRLoss()).losses(*data())
