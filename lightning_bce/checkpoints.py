@@ -42,7 +42,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with _replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # torch says that a position was unexpected; what the disk said is behind it.
+                if isinstance(error.__context__, OSError):
+                    cause = error.__context__
+                    raise OSError(
+                        cause.errno, f"{cause.strerror}; the checkpoints before are whole", str(path)
+                    ) from error
+                raise
 
     def load_checkpoint(
         self,
@@ -56,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             DamagedCheckpointError: If the file is not whole.
         """
         check_whole(path)
-        return super().load_checkpoint(path, map_location, weights_only)
+        return super().load_checkpoint(path, map_location, trusted(path, weights_only))
 
 
 def check_whole(path: str | Path) -> None:
@@ -77,6 +86,14 @@ def check_whole(path: str | Path) -> None:
     fault = _fault(Path(path))
     if fault:
         raise DamagedCheckpointError(f"Damaged checkpoint {os.fspath(path)!r}: {fault}. {_advice(Path(path))}")
+
+
+def trusted(path: Any, weights_only: bool | None) -> bool | None:
+    """Return Lightning's ``weights_only`` for a path: True where nothing was said and the file is of another machine.
+
+    Lightning would then read it with all that a pickle can do.
+    """
+    return True if weights_only is None and not _is_local(path) else weights_only
 
 
 def _fault(path: Path) -> str | None:

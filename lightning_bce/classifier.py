@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from lightning_bce.checkpoints import check_finite, check_whole
+from lightning_bce.checkpoints import check_finite, check_whole, trusted
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
 from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable, probability_of
@@ -485,11 +485,16 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the classifier that a checkpoint holds; the arguments are Lightning's.
 
+        A file of another machine (``https://``, ``s3://``) is read with ``weights_only=True`` like any other, unless
+        it is said that it may run what it holds: ``weights_only=False``.
+
         Raises:
             DamagedCheckpointError: If the file is not whole.
             ValueError: If a weight is NaN or infinite.
         """
         check_whole(checkpoint_path)
+        if len(args) < 4:  # else it is among them
+            kwargs["weights_only"] = trusted(checkpoint_path, kwargs.get("weights_only"))
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import lightning.pytorch.loggers as _loggers
@@ -25,6 +25,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 import lightning_bce.data as _data
@@ -33,10 +34,12 @@ from lightning_bce.callbacks import ExactResume, FiniteGuard, NotFiniteError, Pe
 from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError, check_whole
 from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.plot_command import plot
-from lightning_bce.spec import SpecError
+from lightning_bce.safe_yaml import check_yaml
+from lightning_bce.spec import Spec, SpecError, call_factory
 from lightning_bce.suggest import nearest_flag, nearest_name, shortened
 
 _STAND_IN = "torch.nn.Identity"
+_USAGE, _INTERRUPTED, _TERMINATED = 2, 130, 143  # exit codes beside 1, a run that failed; a signal n is 128 + n
 _NOISE = [
     # Lightning's own call on this torch; nothing that a user could change.
     (".*LeafSpec.*is deprecated.*", FutureWarning),
@@ -63,11 +66,12 @@ class Parser(LightningArgumentParser):
         if "is not accepted" in message and not hint:
             flags = [action.dest for action in self._actions if action.dest not in ("help", "print_config", "config")]
             message = f"{message}; there are: {', '.join(flags)}"
-        sys.stderr.write(f"error: {shortened(message)}\n")
-        if hint:
-            sys.stderr.write(f"Did you mean {hint}?\n")
-        sys.stderr.write("For all options: lightning-bce fit --help (or validate, test, predict)\n")
-        raise SystemExit(2)
+        _refuse(f"{shortened(message)}\nDid you mean {hint}?" if hint else shortened(message))
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\nFor all options: lightning-bce fit --help (or validate, test, predict)\n")
+    raise SystemExit(_USAGE)
 
 
 class BinaryCLI(LightningCLI):
@@ -92,6 +96,11 @@ class BinaryCLI(LightningCLI):
         # A range such as -14: reads as YAML with a number for a key, at which jsonargparse 4.53 raises a
         # TypeError; in a list it is a string.
         self._given = [re.sub(r"=(-?\d+:)$", r'=["\1"]', a) for a in (sys.argv[1:] if args is None else args)]
+        for path in _configurations(self._given):
+            try:
+                check_yaml(path)
+            except ValueError as error:
+                _refuse(str(error))
         self._stated = _stated(self._given)
         self._classifier = model_class
         self._checkpoint: dict[str, Any] | None = None
@@ -208,6 +217,17 @@ class BinaryCLI(LightningCLI):
                     self.model = self._classifier.load_from_checkpoint(path, map_location="cpu", **self._changes)
             except ValueError as error:  # damaged, or weights that are no numbers
                 self.parser.error(str(error), error)
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Refuse arguments that the optimizer refuses now, and not when the data are loaded and the training begins."""
+        optimizer = self.config[self.config["subcommand"]]["model"].get("optimizer")
+        if optimizer is not None:
+            spec: Spec = {"class_path": optimizer["class_path"], "init_args": dict(optimizer.get("init_args") or {})}
+            try:
+                call_factory(spec, torch.optim.Optimizer, [torch.nn.Parameter(torch.zeros(1))])
+            except (ValueError, TypeError) as error:
+                self.parser.error(f"--model.optimizer: {error}", error)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer, with loggers, a checkpoint callback and the loss table where none are configured."""
@@ -303,6 +323,14 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
             BinaryCLI(model_class, args)
         except NotFiniteError as error:
             sys.exit(f"error: {error}")
+        except SIGTERMException:  # of Lightning, with status 0
+            sys.exit(_TERMINATED)
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning has ended the run in order, with status 1
+                sys.exit(_INTERRUPTED)
+            raise
 
 
 def _stated(arguments: Sequence[str]) -> set[str]:
@@ -315,14 +343,19 @@ def _stated(arguments: Sequence[str]) -> set[str]:
             stated.add(inner)
             walk(item, inner)
 
+    stated |= {argument.partition("=")[0].lstrip("-").replace(".init_args", "") for argument in arguments}
+    for path in _configurations(arguments):
+        with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says it better
+            walk(yaml.safe_load(Path(path).read_text(encoding="utf-8")), "")
+    return stated
+
+
+def _configurations(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of the YAML files among the arguments."""
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        stated.add(flag.lstrip("-").replace(".init_args", ""))
         if flag in ("--config", "-c"):
-            path = value if equals else arguments[index + 1] if index + 1 < len(arguments) else ""
-            with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says it better
-                walk(yaml.safe_load(Path(path).read_text(encoding="utf-8")), "")
-    return stated
+            yield value if equals else arguments[index + 1] if index + 1 < len(arguments) else ""
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -24,6 +24,7 @@ FLOORS = {
     "models": 2,
     "data": 2,
     "plotting": 2,
+    "safe_yaml": 0,
     "suggest": 2,
     "window": 2,
     "callbacks": 3,

@@ -1,14 +1,18 @@
 """Checkpoint files are whole: a crash leaves the old one or the new one, and one that is not whole is named."""
 
+import contextlib
 import errno
+import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fsspec
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -18,6 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bce import BinaryClassifier
 from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError, check_whole
 from lightning_bce.cli import main
+
+try:
+    import resource
+except ImportError:  # of Unix
+    resource = None
 
 SECONDS = 60
 
@@ -79,6 +88,40 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(whole, monkeypat
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint(content(), whole)
     assert whole.read_bytes() == before and len(list(whole.parent.iterdir())) == 1
+
+
+@pytest.mark.skipif(resource is None, reason="this system has no limit for the size of a file")
+def test_what_the_disk_says_is_said(whole):  # torch would say that a position was unexpected
+    before = whole.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; the checkpoints before are whole.*last\.ckpt"):
+            AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, whole)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert whole.read_bytes() == before and len(list(whole.parent.iterdir())) == 1
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("it ran",)
+
+
+@pytest.mark.parametrize(
+    "load", [BinaryClassifier.load_from_checkpoint, AtomicCheckpointIO().load_checkpoint], ids=["classifier", "trainer"]
+)
+def test_a_file_of_another_machine_is_read_without_what_a_pickle_can_do(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with fsspec.open("memory://a.ckpt", "wb") as file:
+        torch.save({**content(), "payload": Payload()}, file)
+    with pytest.raises(pickle.UnpicklingError):
+        load("memory://a.ckpt")
+    assert not Path("it ran").exists()
+    load_unsafely = functools.partial(load, weights_only=False)
+    with contextlib.suppress(KeyError, TypeError, RuntimeError):  # the content is no classifier
+        load_unsafely("memory://a.ckpt")
+    assert Path("it ran").exists()  # or the refusal would prove nothing
 
 
 SLOW = """

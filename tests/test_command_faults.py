@@ -1,0 +1,100 @@
+"""What the command does when it is interrupted, or given a file that is meant to hurt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
+
+from lightning_bce import BinaryClassifier
+from lightning_bce.cli import main
+
+FIT = ["fit", "--data=BreastCancerDataModule", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def status(capsys, *arguments):
+    """Return the exit status of the command and what it wrote to standard error."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    answer = capsys.readouterr().err
+    assert "Traceback" not in answer
+    return stopped.value.code, answer
+
+
+# -- YAML -------------------------------------------------------------------------------------------------------------
+
+
+def bomb():
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (bomb(), "more than 1,000,000 values"),
+        ("model: &m\n  loss: *m\n", "contains itself: the value at line 1"),
+        ("model: " + 5000 * "[", "nested too deeply"),
+        ("model: !!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
+        ("model:\n  loss: [unclosed\n", "line 2"),
+    ],
+    ids=["a bomb", "a ring", "a tower", "a call", "a bracket"],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_a_moment(text, named, capsys):
+    Path("run.yaml").write_text(text)
+    code, answer = status(capsys, *FIT, "--config", "run.yaml")
+    assert code == 2 and named in answer
+    assert not Path("pwned").exists() and not Path("runs").exists()
+
+
+def test_aliases_of_a_configuration_are_read(capsys):
+    Path("run.yaml").write_text(
+        "model:\n  optimizer: &o\n    class_path: torch.optim.SGD\n    init_args: {lr: 0.1}\n"
+        "trainer: {max_epochs: 1, logger: false, enable_model_summary: false}\n"
+    )
+    main([*FIT, "--config=run.yaml"])
+
+
+def test_arguments_that_the_optimizer_refuses_are_wrong_usage(capsys):
+    code, answer = status(capsys, *FIT, "--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=-1")
+    assert code == 2 and "--model.optimizer: Invalid learning rate: -1.0" in answer
+    assert not Path("runs").exists()
+
+
+# -- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_the_run_with_its_status_and_leaves_what_can_be_gone_on_from(number, code, capsys):
+    Path(f"stop_by_{int(number)}.py").write_text(
+        textwrap.dedent(
+            f"""
+            import os
+            import lightning.pytorch as pl
+
+            class Stop(pl.Callback):
+                def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                    if trainer.current_epoch == 2:
+                        os.kill(os.getpid(), {int(number)})
+            """
+        )
+    )
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    found, _ = status(capsys, *FIT, f"--trainer.callbacks+=stop_by_{int(number)}.Stop", "--trainer.max_epochs=9")
+    assert found == code
+    assert BinaryClassifier.load_from_checkpoint("runs/version_0/checkpoints/last.ckpt")
+    assert {n: signal.getsignal(n) for n in before} == before
+    main(["fit", "--ckpt_path=runs/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=3", *FIT[2:]])
+    assert not [name for name in os.listdir("runs/version_0/checkpoints") if name.endswith(".partial")]
