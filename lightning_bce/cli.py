@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,7 +35,7 @@ from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError
 from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.plot_command import plot
 from lightning_bce.safe_yaml import check_yaml
-from lightning_bce.spec import Spec, SpecError, call_factory
+from lightning_bce.spec import Spec, SpecError, call_factory, load_class
 from lightning_bce.suggest import nearest_flag, nearest_name, shortened
 
 _STAND_IN = "torch.nn.Identity"
@@ -105,6 +105,7 @@ class BinaryCLI(LightningCLI):
         self._classifier = model_class
         self._checkpoint: dict[str, Any] | None = None
         self._changes: dict[str, Any] = {}
+        self._optimizer_changes: dict[str, Any] = {}
         super().__init__(
             model_class,
             pl.LightningDataModule,
@@ -182,6 +183,34 @@ class BinaryCLI(LightningCLI):
         if changes["model"]["class_path"] == _STAND_IN:
             del changes["model"]
         self._changes = changes
+        if subcommand == "fit":
+            self._go_on_with(list(self._differences()))
+
+    def _go_on_with(self, differences: Sequence[tuple[str, Any, Any]]) -> None:
+        """Say what a resumed run has otherwise than its checkpoint, and refuse what would have no effect."""
+        scheduled = (self._checkpoint or {}).get("lr_schedulers")
+        for name, before, now in differences:
+            change = f"{name} {_short(now)}; the checkpoint has {_short(before)}"
+            _, part, *argument = name.split(".")
+            kept = not argument if part == "optimizer" else part in ("lr_scheduler", "lr_scheduler_interval")
+            if kept or (scheduled and name == "model.optimizer.lr"):
+                self.parser.error(
+                    f"A resumed run goes on with the optimizer and the scheduler of its checkpoint, so that this would "
+                    f"have no effect: {change}. Leave it out, or train anew without --ckpt_path."
+                )
+            if part == "optimizer":
+                self._optimizer_changes[argument[0]] = now
+            sys.stderr.write(f"going on with {change}\n")
+
+    def _differences(self) -> Iterator[tuple[str, Any, Any]]:
+        """Yield what flags change of the model and the data of the checkpoint: name, value before, value now."""
+        checkpoint = self._checkpoint or {}
+        config = self.config["fit"]
+        data = config["data"]
+        yield from _changed("model", checkpoint.get("hyper_parameters", {}), self._changes)
+        before = checkpoint.get("datamodule_hyper_parameters", {})
+        if before.get("_class_path") == data["class_path"]:
+            yield from _changed("data", before, dict(data.get("init_args") or {}))
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning's way would put the checkpoint's arguments above the user's flags."""
@@ -251,6 +280,8 @@ class BinaryCLI(LightningCLI):
             extra += self._checkpoint_callbacks()
         if given.get("barebones"):
             extra = []
+        if self._optimizer_changes:
+            extra.append(_OptimizerChanges(self._optimizer_changes))
         kwargs["plugins"] = _with_whole_checkpoints(given)
         return super().instantiate_trainer(**kwargs, callbacks=[*callbacks, *extra])
 
@@ -295,6 +326,20 @@ class BinaryCLI(LightningCLI):
         for name, value in sorted(self.trainer.callback_metrics.items()):
             if name.startswith(f"{stage}_") and not re.match(rf"{stage}_(loss|count)_\w+/", name):
                 print(f"{name:<28}{value.item():10.4f}")
+
+
+class _OptimizerChanges(pl.Callback):
+    """Gives a resumed optimizer, which has its arguments from the checkpoint, those that flags change."""
+
+    def __init__(self, changes: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._changes = changes
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Change the groups of parameters, which have been restored by now."""
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group.update(self._changes)
 
 
 def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] = BinaryClassifier) -> None:
@@ -356,6 +401,32 @@ def _configurations(arguments: Sequence[str]) -> Iterator[str]:
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-c"):
             yield value if equals else arguments[index + 1] if index + 1 < len(arguments) else ""
+
+
+def _changed(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the values of ``now`` that ``before`` has otherwise; arguments of another class are not compared."""
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        if isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)):
+            before, now = list(before), list(now)
+        if before != now:
+            yield name, before, now
+    elif "class_path" in now and not _same_class(before.get("class_path"), now["class_path"]):
+        yield name, before.get("class_path"), now["class_path"]
+    else:
+        for key, value in now.items():
+            if key != "class_path" and key in before:
+                yield from _changed(name if key == "init_args" else f"{name}.{key}", before[key], value)
+
+
+def _same_class(before: Any, now: Any) -> bool:
+    with contextlib.suppress(SpecError, ImportError):  # one class has several paths
+        return load_class(before, object) is load_class(now, object)
+    return bool(before == now)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

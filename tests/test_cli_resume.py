@@ -128,3 +128,38 @@ def test_weights_that_are_no_numbers_are_refused(capsys):
         main(["fit", f"--ckpt_path={path}", *QUIET, "--trainer.max_epochs=2"])
     answer = capsys.readouterr().err
     assert stop.value.code == 2 and f"The parameter {name!r} of the checkpoint" in answer
+
+
+def test_what_is_changed_on_the_way_is_said_and_done(capsys):
+    last = fit(*TABLE, epochs=1) / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    run = fit(f"--ckpt_path={last}", "--data.batch_size=7", "--model.optimizer.lr=0.5", epochs=2)
+    said = capsys.readouterr().err
+    assert "going on with data.batch_size 7; the checkpoint has 11\n" in said
+    assert "going on with model.optimizer.lr 0.5; the checkpoint has 0.001\n" in said
+    assert read(run)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
+    assert read(run)["global_step"] == 5 + 8  # 51 rows of 77
+
+
+def test_what_is_the_same_is_not_said(capsys):
+    last = fit(*TABLE, "--model.loss=FocalLoss", epochs=1) / "checkpoints" / "last.ckpt"
+    fit(f"--ckpt_path={last}", "--model.loss=lightning_bce.losses.FocalLoss", "--data.batch_size=11", epochs=2)
+    assert "going on with" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--model.optimizer=SGD", "--model.optimizer.lr=0.1"], "model.optimizer torch.optim.SGD"),
+        (["--model.lr_scheduler.max_lr=0.5"], "model.lr_scheduler.max_lr 0.5"),
+        (["--model.optimizer.lr=0.5"], "model.optimizer.lr 0.5"),
+    ],
+    ids=["another optimizer", "another schedule", "a rate beside a schedule"],
+)
+def test_what_would_have_no_effect_is_refused(flags, named, capsys):
+    last = fit(*TABLE, *SCHEDULED, epochs=1) / "checkpoints" / "last.ckpt"
+    with pytest.raises(SystemExit) as stopped:
+        fit(f"--ckpt_path={last}", *flags, epochs=2)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert named in said and "would have no effect" in said.replace("\n", " ")
