@@ -17,6 +17,7 @@ from lightning_bce.data.cells import MISSING, listed, shown
 from lightning_bce.data.columns import find_columns
 from lightning_bce.data.labels import Labels, MissingTargets, parse_labels, without_unknown
 from lightning_bce.data.preprocessing import TablePreprocessor
+from lightning_bce.data.ranks import check_same_on_every_rank
 from lightning_bce.data.reading import SEPARATORS, Fingerprint, read_table
 from lightning_bce.data.roles import ids, refuse_two_roles, warn_of_row_numbers, weights
 from lightning_bce.data.splits import Rows, stratified_split, warn_about_labels
@@ -194,6 +195,8 @@ class TableDataModule(BinaryDataModule):
         """
         if stage == "fit":
             self._labelled()
+            split = {"seed": self.seed, "fractions": self.fractions}
+            check_same_on_every_rank("training table", {"file": self._read_fingerprint, **split})
 
     def rows(self, part: Part) -> TensorRows | None:
         """Return the rows of a part as a dataset.

@@ -364,3 +364,25 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(tmp_path, path):
     _, resumed = run(4, tmp_path / "half.ckpt")
     for wanted, found in zip(uninterrupted.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(wanted, found)
+
+
+def each_rank_its_own_table(rank, folder):
+    """Return what a rank is told when its file, or its seed, is not that of the others."""
+    told = []
+    for options in ({}, {"seed": rank}, {"path": f"{folder}/{rank}.csv"}):
+        try:
+            TableDataModule(**{"path": f"{folder}/0.csv", **options}).setup("fit")
+            told.append(None)
+        except ValueError as error:
+            told.append(str(error))
+    return told
+
+
+def test_ranks_that_read_different_tables_are_stopped_on_every_rank(on_two_ranks, tmp_path):
+    for rank in range(2):
+        rows = "".join(f"{i / 7:.3f},{int(i % (3 + rank) == 0)}\n" for i in range(33))
+        (tmp_path / f"{rank}.csv").write_text("a,y\n" + rows)
+    for same, seeds, files in on_two_ranks(each_rank_its_own_table, str(tmp_path)):
+        assert same is None
+        assert "training table (rank 0: seed 0; rank 1: seed 1)" in seeds
+        assert "rank 0: file {'size'" in files and "Give every machine the same files" in files
