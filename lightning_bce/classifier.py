@@ -203,6 +203,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch, and for callbacks its logits, target and sums."""
         outputs = self._step(batch, "train", batch_idx, 0)
+        # After an epoch, when logits have left the interval in which they may begin.
+        if batch_idx == 0 and self._trainer is not None and self.current_epoch == 1:
+            _warn_of_probabilities(outputs["logits"])
         if not self.automatic_optimization:  # no window then: a user's own loop decides what a step is
             self._log_step(outputs["loss"].detach())
         return outputs
@@ -538,6 +541,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
 
 
 _FACTORIES: dict[str, type] = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
+_ENOUGH_TO_JUDGE = 64  # outputs
 _UNWRITTEN: Spec = {"class_path": "", "init_args": {}}
 
 
@@ -629,6 +633,20 @@ def _warn_of_cuts(loss: BinaryLoss) -> None:
         "matters, enlarge `batch_size` instead.",
         stacklevel=2,
     )
+
+
+def _warn_of_probabilities(logits: Tensor) -> None:
+    """Warn of outputs that all lie between 0 and 1, as no logits of a trained model do, of a batch large enough."""
+    if logits.numel() < _ENOUGH_TO_JUDGE:
+        return
+    least, most = logits.aminmax()
+    if 0 < least and least < most and most < 1:
+        warnings.warn(
+            f"After an epoch all {logits.numel()} outputs of a batch lie between 0 and 1 ({least.item():.3g} to "
+            f"{most.item():.3g}). If they are probabilities, return logits instead: the sigmoid is applied to them "
+            "once more, and the loss of a positive cannot fall below 0.31.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_double_sigmoid(model: nn.Module) -> None:

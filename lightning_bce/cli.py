@@ -368,6 +368,8 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
             BinaryCLI(model_class, args)
         except NotFiniteError as error:
             sys.exit(f"error: {error}")
+        except FileExistsError as error:  # an output of before, which is not overwritten unasked
+            _refuse(str(error))
         except SIGTERMException:  # of Lightning, with status 0
             sys.exit(_TERMINATED)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from functools import partial
 from operator import itemgetter
 
@@ -17,7 +18,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAccuracy, BinaryFBetaScore, MultilabelAUROC, MultilabelF1Score
 
 from lightning_bce import (
@@ -1016,6 +1017,20 @@ def test_what_is_no_module_is_refused(model):
 def test_a_model_that_ends_in_probabilities_is_warned_of(last):
     with pytest.warns(UserWarning, match="should return logits"):
         BinaryClassifier(nn.Sequential(nn.Linear(FEATURES, 1), last))
+
+
+class HiddenSigmoid(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs).sigmoid()
+
+
+def test_outputs_that_look_like_probabilities_are_warned_of_once():
+    rows = DataLoader(TensorDataset(torch.randn(99, 3), (torch.rand(99, 1) > 0.5).float()), batch_size=66)
+    for model, warned in ((HiddenSigmoid(3, 1), 1), (nn.Linear(3, 1), 0)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            a_trainer(max_epochs=4).fit(BinaryClassifier(model, metrics=[]), rows)
+        assert sum("lie between 0 and 1" in str(warning.message) for warning in said) == warned
 
 
 def test_names_of_labels_are_kept_or_made():

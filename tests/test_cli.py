@@ -388,13 +388,12 @@ class Payload:
         return open, ("was_run", "w")
 
 
-def test_predictions_are_not_overwritten_unasked():
+def test_predictions_are_not_overwritten_unasked(capsys):
     checkpoint = fit(*TABLE)
     arguments = ["predict", f"--ckpt_path={checkpoint}", *QUIET]
     main(arguments)
     before = Path("predictions.csv").read_text()
-    with pytest.raises(FileExistsError, match="overwrite"):
-        main([*arguments, "--model.threshold=0.9"])
+    assert "overwrite" in refused(capsys, *arguments, "--model.threshold=0.9")
     assert Path("predictions.csv").read_text() == before
     main([*arguments, "--predictions.overwrite=true"])
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import polars  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
 import pytest
 import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
 
@@ -98,3 +99,33 @@ def test_a_signal_ends_the_run_with_its_status_and_leaves_what_can_be_gone_on_fr
     assert {n: signal.getsignal(n) for n in before} == before
     main(["fit", "--ckpt_path=runs/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=3", *FIT[2:]])
     assert not [name for name in os.listdir("runs/version_0/checkpoints") if name.endswith(".partial")]
+
+
+# -- names and paths --------------------------------------------------------------------------------------------------
+
+
+def test_a_path_may_have_any_letters():
+    main([*FIT, "--trainer.default_root_dir=läufe [red]/a b", "--trainer.max_epochs=1"])
+    best = Path("läufe [red]/a b/version_0/checkpoints/best.ckpt")
+    main(["predict", f"--ckpt_path={best}", "--predictions.output=a b/ü.csv", *FIT[2:]])
+    assert Path("a b/ü.csv").is_file()
+
+
+def test_names_of_labels_are_no_paths(monkeypatch):
+    Path("inside").mkdir()
+    monkeypatch.chdir("inside")
+    rows = "".join(f"{i / 7:.3f},{int(i % 3 == 0)},{int(i % 4 == 0)}\n" for i in range(99))
+    Path("table.csv").write_text("a,../../climbs,/tmp/absolute\n" + rows)
+    table = ["--data=TableDataModule", "--data.path=table.csv", "--data.target=-2:"]
+    main(["fit", *table, *FIT[2:], "--trainer.max_epochs=1"])
+    assert sorted(path.name for path in Path("..").iterdir()) == ["inside"]
+    assert not Path("/tmp/absolute").exists()
+
+
+def test_nothing_of_the_machine_is_in_a_checkpoint(monkeypatch):
+    monkeypatch.setenv("A_SECRET", "hunter2-of-the-environment")
+    main([*FIT, "--trainer.max_epochs=1"])
+    for path in Path("runs").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"hunter2" not in content and os.fsencode(Path.cwd()) not in content, path
