@@ -76,6 +76,7 @@ from lightning_bce.losses import unobserved_bce as unobserved_bce
 from lightning_bce.losses import varifocal_loss as varifocal_loss
 from lightning_bce.losses import weighted_bce as weighted_bce
 from lightning_bce.losses import zlpr_loss as zlpr_loss
+from lightning_bce.metrics import LossProfile as LossProfile
 from lightning_bce.metrics import LossTracker as LossTracker
 from lightning_bce.models import SmallConvNet as SmallConvNet
 from lightning_bce.models import TabularMLP as TabularMLP

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_bce.losses import BinaryLoss, LossSums
+from lightning_bce.metrics.summed import SummedMetric
 
-_STATES = ("loss_sum", "weight_sum", "fingerprint")
 
-
-class LossTracker(Metric):
+class LossTracker(SummedMetric):
     r"""Exact mean of a loss with its parts by label and side, as a :class:`torchmetrics.Metric`.
 
     The states are sums of losses and weights, (C, 2), so that uneven batches, ranks and merged trackers give the mean
@@ -55,15 +53,12 @@ class LossTracker(Metric):
         0.6794
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_legend_name = "Label"
 
     loss_sum: Tensor
     weight_sum: Tensor
-    fingerprint: Tensor
 
     def __init__(self, loss: BinaryLoss | None = None, num_labels: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -78,13 +73,8 @@ class LossTracker(Metric):
         num_labels = num_labels if loss is None else loss.num_rows(num_labels)
         self.loss = loss
         self.num_labels = num_labels
-        for name in ("loss_sum", "weight_sum"):
-            self.add_state(name, torch.zeros(num_labels, 2, dtype=torch.float64), dist_reduce_fx="sum")
-        # A MetricCollection shares the states of metrics whose states are equal after the first batch, which those of
-        # two losses can be (a batch without positives under two values of pos_weight). The fingerprint differs; as
-        # bytes, because states are compared with `allclose`, to which two large numbers are close.
-        fingerprint = 0 if loss is None else loss.fingerprint
-        self.add_state("fingerprint", torch.tensor(list(fingerprint.to_bytes(4, "big"))), dist_reduce_fx="max")
+        self._add_sums(num_labels, 2, loss_sum=torch.float64, weight_sum=torch.float64)
+        self._identify(0 if loss is None else loss.fingerprint)
 
     def update(
         self,
@@ -110,9 +100,7 @@ class LossTracker(Metric):
                 f"The sums have shape {tuple(sums.loss.shape)} and this tracker {expected}. Set `num_labels` to the "
                 "number of outputs."
             )
-        # Out of place: a state that was reset in inference mode cannot be changed in place outside of it.
-        self.loss_sum = self.loss_sum + sums.loss.detach().to(self.loss_sum)
-        self.weight_sum = self.weight_sum + sums.weight.detach().to(self.weight_sum)
+        self._increase(loss_sum=sums.loss, weight_sum=sums.weight)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean loss and its parts; see the class for the names."""
@@ -131,25 +119,6 @@ class LossTracker(Metric):
             "positive_weight": weight[:, 1],
         }
 
-    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the state of another tracker of the same loss.
-
-        Raises:
-            ValueError: If the other one tracked another loss or another number of labels.
-        """
-        if isinstance(incoming_state, (dict, LossTracker)):
-            state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
-            shape, other = tuple(state["loss_sum"].shape), state["fingerprint"].tolist()
-            if shape != tuple(self.loss_sum.shape) or other != self.fingerprint.tolist():
-                raise ValueError(
-                    f"A tracker of {shape[0]} label(s) with loss fingerprint {other} cannot be added to one of "
-                    f"{self.num_labels} with {self.fingerprint.tolist()}: their losses are not the same quantity."
-                )
-        super().merge_state(incoming_state)
-        # torchmetrics 1.9 goes on to return the value from before, and warns that nothing was seen.
-        self._computed = None
-        self._update_count += 1 if isinstance(incoming_state, dict) else incoming_state._update_count
-
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the mean loss of each label.
 
@@ -164,16 +133,3 @@ class LossTracker(Metric):
         if isinstance(val, dict):
             return self._plot(val["class_loss"], ax)
         return self._plot([item["class_loss"] for item in val] if isinstance(val, Sequence) else val, ax)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Any:
-        # `module.to(torch.bfloat16)` would take the sums along, and in bfloat16 a count stops at 256.
-        this: Any = super()._apply(fn, (*exclude_state, *_STATES))
-        device = fn(torch.zeros(1, device=self.loss_sum.device)).device
-        for name in _STATES:
-            if name not in exclude_state:
-                state: Tensor = getattr(this, name)
-                dtype = torch.float32 if device.type == "mps" and state.is_floating_point() else state.dtype
-                this._defaults[name] = this._defaults[name].to(device, dtype)
-                setattr(this, name, state.to(device, dtype))
-        this._computed = None  # a value that was kept would have been cast
-        return this
