@@ -78,6 +78,7 @@ from lightning_bce.losses import weighted_bce as weighted_bce
 from lightning_bce.losses import zlpr_loss as zlpr_loss
 from lightning_bce.metrics import LossProfile as LossProfile
 from lightning_bce.metrics import LossTracker as LossTracker
+from lightning_bce.metrics import ScoreHistogram as ScoreHistogram
 from lightning_bce.models import SmallConvNet as SmallConvNet
 from lightning_bce.models import TabularMLP as TabularMLP
 from lightning_bce.spec import Recorded as Recorded

@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from lightning_bce import FocalLoss, LossProfile
+from lightning_bce import FocalLoss, LossProfile, ScoreHistogram
 
 LABELS = 3
 
@@ -11,6 +11,7 @@ LABELS = 3
 def metrics():
     """Each metric with one of its values as a flat list of tensors."""
     yield LossProfile(FocalLoss(), LABELS), lambda m: [*m.compute().hardness, *m.compute()[1], *m.shares().values()]
+    yield ScoreHistogram(LABELS, threshold=0.4), lambda m: [*m.compute().scores, m.compute().confusion]
 
 
 def batches():
