@@ -76,8 +76,15 @@ from lightning_bce.losses import unobserved_bce as unobserved_bce
 from lightning_bce.losses import varifocal_loss as varifocal_loss
 from lightning_bce.losses import weighted_bce as weighted_bce
 from lightning_bce.losses import zlpr_loss as zlpr_loss
+from lightning_bce.metrics import BinaryBrierScore as BinaryBrierScore
+from lightning_bce.metrics import BinaryLogLoss as BinaryLogLoss
+from lightning_bce.metrics import BinaryReliabilityCurve as BinaryReliabilityCurve
 from lightning_bce.metrics import LossProfile as LossProfile
 from lightning_bce.metrics import LossTracker as LossTracker
+from lightning_bce.metrics import MultilabelBrierScore as MultilabelBrierScore
+from lightning_bce.metrics import MultilabelCalibrationError as MultilabelCalibrationError
+from lightning_bce.metrics import MultilabelLogLoss as MultilabelLogLoss
+from lightning_bce.metrics import MultilabelReliabilityCurve as MultilabelReliabilityCurve
 from lightning_bce.metrics import ScoreHistogram as ScoreHistogram
 from lightning_bce.models import SmallConvNet as SmallConvNet
 from lightning_bce.models import TabularMLP as TabularMLP

@@ -1,7 +1,20 @@
 """Metrics: the loss itself, where it comes from, and what torchmetrics lacks, with torchmetrics' metrics beside it."""
 
+from lightning_bce.metrics.brier_score import BinaryBrierScore as BinaryBrierScore
+from lightning_bce.metrics.brier_score import BrierParts as BrierParts
+from lightning_bce.metrics.brier_score import MultilabelBrierScore as MultilabelBrierScore
+from lightning_bce.metrics.brier_score import binary_brier_decomposition as binary_brier_decomposition
+from lightning_bce.metrics.brier_score import binary_brier_score as binary_brier_score
+from lightning_bce.metrics.brier_score import multilabel_brier_decomposition as multilabel_brier_decomposition
+from lightning_bce.metrics.brier_score import multilabel_brier_score as multilabel_brier_score
+from lightning_bce.metrics.calibration_error import MultilabelCalibrationError as MultilabelCalibrationError
+from lightning_bce.metrics.calibration_error import multilabel_calibration_error as multilabel_calibration_error
 from lightning_bce.metrics.evaluation import EvaluationMetrics as EvaluationMetrics
 from lightning_bce.metrics.evaluation import evaluation_metrics as evaluation_metrics
+from lightning_bce.metrics.log_loss import BinaryLogLoss as BinaryLogLoss
+from lightning_bce.metrics.log_loss import MultilabelLogLoss as MultilabelLogLoss
+from lightning_bce.metrics.log_loss import binary_log_loss as binary_log_loss
+from lightning_bce.metrics.log_loss import multilabel_log_loss as multilabel_log_loss
 from lightning_bce.metrics.loss_profile import HardnessBins as HardnessBins
 from lightning_bce.metrics.loss_profile import LossBins as LossBins
 from lightning_bce.metrics.loss_profile import LossProfile as LossProfile
@@ -9,6 +22,12 @@ from lightning_bce.metrics.loss_profile import ProfiledLoss as ProfiledLoss
 from lightning_bce.metrics.loss_profile import hard_shares as hard_shares
 from lightning_bce.metrics.loss_profile import losses_and_gradients as losses_and_gradients
 from lightning_bce.metrics.loss_tracker import LossTracker as LossTracker
+from lightning_bce.metrics.reliability_curve import BinaryReliabilityCurve as BinaryReliabilityCurve
+from lightning_bce.metrics.reliability_curve import MultilabelReliabilityCurve as MultilabelReliabilityCurve
+from lightning_bce.metrics.reliability_curve import ReliabilityBins as ReliabilityBins
+from lightning_bce.metrics.reliability_curve import binary_reliability_curve as binary_reliability_curve
+from lightning_bce.metrics.reliability_curve import multilabel_reliability_curve as multilabel_reliability_curve
+from lightning_bce.metrics.reliability_curve import wilson_interval as wilson_interval
 from lightning_bce.metrics.score_curves import Bounded as Bounded
 from lightning_bce.metrics.score_curves import ScoreCurve as ScoreCurve
 from lightning_bce.metrics.score_curves import score_auroc as score_auroc

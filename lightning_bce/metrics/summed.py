@@ -51,6 +51,11 @@ class SummedMetric(Metric):
             # Out of place: a state that was reset in inference mode cannot be changed in place outside of it.
             setattr(self, name, state + value.detach().to(state))
 
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """The states by name."""
+        return {name: getattr(self, name) for name in self._defaults}
+
     @contextmanager
     def _over_ranks(self) -> Iterator[None]:
         """Have the states of all ranks within, as ``compute`` has them."""
@@ -69,7 +74,7 @@ class SummedMetric(Metric):
             state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
             ours, theirs = (
                 {name: s[name].tolist() if name == "fingerprint" else tuple(s[name].shape) for name in sorted(s)}
-                for s in (dict[str, Any](self.metric_state), state)
+                for s in (self.sums, state)
             )
             if ours != theirs:
                 raise ValueError(

@@ -3,7 +3,15 @@
 import torch
 from torch.testing import assert_close
 
-from lightning_bce import FocalLoss, LossProfile, ScoreHistogram
+from lightning_bce import (
+    FocalLoss,
+    LossProfile,
+    MultilabelBrierScore,
+    MultilabelCalibrationError,
+    MultilabelLogLoss,
+    MultilabelReliabilityCurve,
+    ScoreHistogram,
+)
 
 LABELS = 3
 
@@ -12,6 +20,11 @@ def metrics():
     """Each metric with one of its values as a flat list of tensors."""
     yield LossProfile(FocalLoss(), LABELS), lambda m: [*m.compute().hardness, *m.compute()[1], *m.shares().values()]
     yield ScoreHistogram(LABELS, threshold=0.4), lambda m: [*m.compute().scores, m.compute().confusion]
+    options = {"from_logits": True, "ignore_index": -1}
+    yield MultilabelLogLoss(LABELS, **options), lambda m: [m.compute()]
+    yield MultilabelBrierScore(LABELS, "none", **options), lambda m: [m.compute(), *m.decomposition()]
+    yield MultilabelCalibrationError(LABELS, **options), lambda m: [m.compute()]
+    yield MultilabelReliabilityCurve(LABELS, **options), lambda m: [*m.compute()]
 
 
 def batches():
