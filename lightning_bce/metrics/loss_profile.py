@@ -149,8 +149,9 @@ class LossProfile(SummedMetric):
                 f"{self.num_labels}. Set it to the number of outputs."
             )
         with _asked(self.loss, logits.device):
-            for part in _in_pieces(self.loss, logits, target, weight, mask):
-                self._file(part)
+            for piece in _in_pieces(self.loss, logits, target, weight, mask):
+                for part in chunks(piece.logits.numel(), len(piece.logits), *piece):
+                    self._file(_Piece(*part))  # type: ignore[arg-type]  # only the same are None
 
     def _file(self, part: _Piece) -> None:
         """Add a piece of a batch."""
@@ -321,7 +322,8 @@ def _in_pieces(
     weight = None if weight is None else fit_weight("weight", weight, logits)
     mask = None if mask is None else fit_weight("mask", mask, logits)
     whole = loss.couples_samples or _weighs_rows(loss, logits)
-    for part in chunks(0 if whole else logits.numel(), len(logits), logits, target, weight, mask):
+    # In pieces that are large enough for the loss to take its kernel.
+    for part in chunks(0 if whole else logits.numel(), len(logits), logits, target, weight, mask, times=4):
         # Inference tensors know no gradient; their copies do.
         x, y, w, m = (t.clone() if t is not None and t.is_inference() else t for t in part)
         if x is not None and y is not None and x.numel():
@@ -366,5 +368,6 @@ def _weighs_rows(loss: BinaryLoss, logits: Tensor) -> bool:
 
 def _place_of_size(losses: Tensor) -> Tensor:
     """Return the bin of each loss, int32: a negative one in the first, NaN in the last."""
-    place = losses.clamp(min=0).log10_().sub_(_DECADES[0]).mul_(_PER_DECADE).add_(1)
+    # Not the logarithm of 0, which takes 20 times as long, and many losses are 0 where a margin cuts them off.
+    place = losses.clamp(min=1e-30).log10_().sub_(_DECADES[0]).mul_(_PER_DECADE).add_(1)
     return place.clamp_(0, _LOSS_BINS - 1).nan_to_num_(_LOSS_BINS - 1).int()

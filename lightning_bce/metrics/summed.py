@@ -118,14 +118,15 @@ def add_at(places: Tensor, values: Tensor | None, size: int) -> Tensor:
     return torch.zeros(size, dtype=wide, device=places.device).index_add_(0, places, values.flatten().to(wide))
 
 
-def chunks(elements: int, rows: int, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+def chunks(elements: int, rows: int, *tensors: Tensor | None, times: int = 1) -> Iterator[list[Tensor | None]]:
     """Yield tensors in pieces of some rows, about ``CHUNK`` elements each; what has one row for all stays whole.
 
     Args:
         elements: How many there are in all rows.
         rows: Size of dimension 0.
         *tensors: With ``rows`` or one row, or None.
+        times: How many ``CHUNK`` a piece holds.
     """
-    size = max(1, CHUNK * rows // max(1, elements))
+    size = max(1, times * CHUNK * rows // max(1, elements))
     for start in range(0, rows, size):
         yield [t if t is None or len(t) != rows else t[start : start + size] for t in tensors]

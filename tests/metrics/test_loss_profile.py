@@ -22,6 +22,7 @@ from lightning_bce import (
     SPLCLoss,
     ZLPRLoss,
 )
+from lightning_bce.engine import reason_against
 from lightning_bce.metrics import hard_shares, losses_and_gradients, summed
 
 LABELS, BINS = 3, 20
@@ -234,6 +235,16 @@ def test_one_row_beside_many_is_not_one_value_for_all(monkeypatch):
         losses_and_gradients(BCEWithLogitsLoss(), logits, target, weight)[0],
         BCEWithLogitsLoss().losses(logits, target, weight),
     )
+
+
+@pytest.mark.skipif(reason_against("cpu") is not None, reason=str(reason_against("cpu")))
+def test_a_generated_kernel_gives_the_same():
+    logits, target = batch(dtype=torch.float32)
+    by_formula = profiled(FocalLoss(fused=False, ignore_index=-1), (logits, target))
+    profile = LossProfile(FocalLoss(fused=True, ignore_index=-1), LABELS)
+    with torch.inference_mode():
+        profile.update(logits.clone(), target.clone())
+    assert_close(flat(profile.compute()), flat(by_formula), rtol=1e-5, atol=1e-6)
 
 
 def test_shares_of_the_hard_ones():
