@@ -7,10 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_bce.losses.checks import check_whole
 from lightning_bce.metrics.by_label import Average, Reading, averaged, check_average
 from lightning_bce.metrics.reliability_curve import ReliabilityBins, ReliabilityMetric, multilabel_reliability_curve
+from lightning_bce.metrics.summed import add_at
 
 Norm = Literal["l1", "l2", "max"]
+Binning = Literal["uniform", "quantile"]
 
 
 def multilabel_calibration_error(
@@ -21,6 +24,7 @@ def multilabel_calibration_error(
     average: Average | None = "macro",
     norm: Norm = "l1",
     n_bins: int = 15,
+    binning: Binning = "uniform",
     from_logits: bool | None = None,
     ignore_index: float | None = None,
     validate_args: bool = True,
@@ -53,7 +57,11 @@ def multilabel_calibration_error(
             labels that are too sure and others that are not sure enough can cancel; "weighted", by the number of
             positives of each label; "none" or None, one value for each, NaN where nothing was seen.
         norm: "l1", "l2" or "max".
-        n_bins: Uniform bins of the probability, which hold their lower edge, the last one both.
+        n_bins: How many bins.
+        binning: "uniform" bins of the probability hold their lower edge, the last one both. "quantile" has equally many
+            elements in each bin of a label, as far as equal probabilities, which share a bin, allow: its edges are
+            quantiles, as in scikit-learn's ``calibration_curve``. It takes all elements at once, so that the class has
+            no such option, and waits for the device.
         from_logits: Whether ``preds`` are logits. None takes them for logits if any is outside [0, 1], as torchmetrics
             does, which a batch of logits between 0 and 1 deceives.
         ignore_index: Target that marks an unknown label, NaN included.
@@ -77,6 +85,13 @@ def multilabel_calibration_error(
     """
     average = check_average(average)
     _check_norm(norm)
+    if binning == "quantile":
+        check_whole("n_bins", n_bins, at_least=1)
+        reading = Reading(num_labels, ignore_index, from_logits, validate_args)
+        reading.check()
+        return _value(_equal_mass(reading, preds, target, n_bins, together=average == "micro"), norm, average)
+    if binning != "uniform":
+        raise ValueError(f"`binning` is {binning!r}; expected 'uniform' or 'quantile'.")
     bins = multilabel_reliability_curve(
         preds,
         target,
@@ -138,6 +153,33 @@ class MultilabelCalibrationError(ReliabilityMetric):
     def compute(self) -> Tensor:
         """Return the calibration error."""
         return _value(self.bins(), self.norm, self.average)
+
+
+def _equal_mass(reading: Reading, preds: Tensor, target: Tensor, n_bins: int, together: bool) -> ReliabilityBins:
+    """Return bins of equally many elements, for each label or for all together; edges are of no use to others."""
+    pieces = list(reading.elements(preds, target))
+    columns = [[p.probability(), p.target, p.weight] for p in pieces]
+    probability, label, known = (
+        torch.cat([column[i] for column in columns]).double()
+        if columns
+        else preds.new_zeros(0, preds.shape[1]).double()
+        for i in range(3)
+    )
+    if together:
+        probability, label, known = (t.reshape(-1, 1) for t in (probability, label, known))
+    sums = []
+    for p, y, k in zip(probability.T, label.T, known.T, strict=True):
+        p, y = p[k > 0], y[k > 0]
+        ordered = p.sort().values
+        # Quantiles with linear interpolation; `torch.quantile` refuses more than 16 million elements.
+        at = torch.arange(1, n_bins, dtype=p.dtype, device=p.device) * (len(p) - 1) / n_bins
+        below = at.long().clamp(min=0)
+        above = (below + 1).clamp(max=len(p) - 1)
+        edges = torch.lerp(ordered[below], ordered[above], at - below) if len(p) else ordered
+        place = torch.searchsorted(edges, p)
+        sums.append([add_at(place, part, n_bins) for part in (torch.ones_like(p), p, y)])
+    count, probable, positive = (torch.stack(parts) for parts in zip(*sums, strict=True))
+    return ReliabilityBins(count.new_zeros(0), count, probable, positive)
 
 
 def _check_norm(norm: Norm) -> None:

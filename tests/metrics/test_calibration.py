@@ -15,6 +15,8 @@ from lightning_bce.metrics import (
     wilson_interval,
 )
 
+calibration_curve = pytest.importorskip("sklearn.calibration").calibration_curve
+
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "max"])
 @pytest.mark.parametrize("bins", [1, 10, 15])
@@ -26,6 +28,27 @@ def test_each_label_is_that_of_torchmetrics(norm, bins):
     for part in zip(preds.split(100), target.split(100), strict=True):
         metric.update(*part)
     assert_close(metric.compute(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_bins_of_equal_mass_are_those_of_scikit_learn(bins):
+    preds, target = torch.rand(257, 3).double(), torch.randint(0, 2, (257, 3))
+    preds[:, 1] = preds[:, 1].square() * 0.01  # where uniform bins see one
+    preds[:100, 2] = 0.5  # equal ones stay together
+    found = multilabel_calibration_error(preds, target, 3, average="none", norm="max", n_bins=bins, binning="quantile")
+    for i in range(3):
+        observed, predicted = calibration_curve(target[:, i], preds[:, i], n_bins=bins, strategy="quantile")
+        assert_close(found[i].item(), abs(observed - predicted).max().item())
+    pooled = [t.reshape(-1, 1) for t in (preds, target)]
+    options = {"n_bins": bins, "binning": "quantile"}
+    micro = multilabel_calibration_error(preds, target, 3, average="micro", **options)
+    assert_close(micro, multilabel_calibration_error(*pooled, 1, **options))
+    target[:, 0] = -1
+    unknown = multilabel_calibration_error(preds, target, 3, average="none", ignore_index=-1, **options)
+    assert unknown[0].isnan() and not unknown[1:].isnan().any()
+    assert multilabel_calibration_error(preds[:0], target[:0], 3, **options).isnan()
+    with pytest.raises(ValueError, match="`binning` is 'mass'"):
+        multilabel_calibration_error(preds, target, 3, binning="mass", ignore_index=-1)
 
 
 def test_a_probability_of_1_is_in_the_last_bin():
