@@ -88,7 +88,8 @@ class LossProfile(SummedMetric):
 
     ``forward`` and ``update`` take logits, target and optionally weight and mask, as :meth:`BinaryLoss.sums` takes
     them. They never wait for the device, and go through large batches in pieces, unless the loss of a sample depends on
-    the others of its batch. A NaN logit is filed as hardest, with a loss of NaN.
+    the others of its batch. A NaN logit is filed as hardest, with a loss of NaN. An update takes about half as long as
+    forward and backward of cross-entropy by its formula, where the loss has a kernel, and otherwise 1.5 times as long.
 
     Args:
         loss: What to look at.
@@ -226,7 +227,8 @@ class LossProfile(SummedMetric):
             ylabel="share in the bin (%)",
             title=type(self.loss).__name__,
         )
-        ax.legend()
+        if ax.get_legend_handles_labels()[0]:  # else nothing was seen
+            ax.legend()
         return figure, ax
 
 

@@ -179,7 +179,9 @@ class _ReliabilityCurve(ReliabilityMetric):
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of positives", title=title, xticklabels=[])
         upper.legend(loc="upper left")
         below.stairs(count.tolist(), edges.tolist(), fill=True, alpha=0.6)
-        below.set(xlim=(0, 1), xlabel="predicted probability", ylabel="elements", yscale="log", ylim=(0.5, None))
+        below.set(xlim=(0, 1), xlabel="predicted probability", ylabel="elements")
+        if seen.any():
+            below.set(yscale="log", ylim=(0.5, None))
         return figure, upper
 
 

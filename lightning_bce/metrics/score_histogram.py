@@ -205,5 +205,6 @@ class ScoreHistogram(SummedMetric):
             ylabel="density (per logit)",
             title="Scores" if label is None else f"Scores of label {label}",
         )
-        ax.legend()
+        if ax.get_legend_handles_labels()[0]:  # else nothing was seen
+            ax.legend()
         return figure, ax

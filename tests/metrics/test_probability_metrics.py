@@ -13,10 +13,13 @@ from lightning_bce import (
     BinaryBrierScore,
     BinaryLogLoss,
     BinaryReliabilityCurve,
+    FocalLoss,
+    LossProfile,
     MultilabelBrierScore,
     MultilabelCalibrationError,
     MultilabelLogLoss,
     MultilabelReliabilityCurve,
+    ScoreHistogram,
 )
 from lightning_bce.metrics import (
     binary_brier_decomposition,
@@ -251,3 +254,14 @@ def test_values_are_drawn_as_torchmetrics_does(kind):
     _, ax = metric.plot([metric(*batch()), metric(*batch())], plt.subplots()[1])
     assert ax.get_title() or ax.get_ylabel()
     plt.close("all")
+
+
+def test_nothing_seen_is_drawn_without_a_warning():
+    pytest.importorskip("matplotlib").use("agg")
+    import matplotlib.pyplot as plt
+
+    for metric in (*(kind(LABELS) for kind in MULTILABEL), ScoreHistogram(LABELS), LossProfile(FocalLoss(), LABELS)):
+        metric.update(*(t[:0] for t in batch()))
+        figure, _ = metric.plot()
+        figure.canvas.draw()
+        plt.close(figure)
