@@ -154,7 +154,10 @@ def check_finite(state_dict: Mapping[str, Any], parameters: Collection[str]) -> 
     """
     for name, value in state_dict.items():
         if name in parameters and isinstance(value, torch.Tensor) and value.is_floating_point():
-            wrong = int((~torch.isfinite(value)).sum())
+            count: Any = (~torch.isfinite(value)).sum()
+            if hasattr(count, "full_tensor"):  # of a sharded weight: all ranks add up, and refuse it together
+                count = count.full_tensor()
+            wrong = int(count)
             if wrong:
                 raise ValueError(
                     f"The parameter {name!r} of the checkpoint has {wrong} of {value.numel()} elements that are NaN or "

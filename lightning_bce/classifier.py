@@ -216,7 +216,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             super().backward(loss, *args, **kwargs)
             return
         # Here and not in `on_before_optimizer_step`: unscaling, clipping and every hook see the finished gradient.
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        mesh = self._data_mesh
+        ranks = self.trainer.world_size if mesh is None else mesh.size()
+        parts = self.trainer.accumulate_grad_batches * ranks
         super().backward(self._window.weigh(loss, parts, self._over_ranks), *args, **kwargs)
         if not self.trainer.fit_loop._should_accumulate():
             self._window.close(parts, self._over_ranks, self.trainer.optimizers)
@@ -237,10 +239,17 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         if not self._distributed:
             return value
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(value)  # `strategy.reduce` puts a barrier before it, for which the host waits
+            mesh = self._data_mesh
+            # `strategy.reduce` puts a barrier before it, for which the host waits.
+            torch.distributed.all_reduce(value, group=None if mesh is None else mesh.get_group())
             return value
         summed: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")
         return summed
+
+    @property
+    def _data_mesh(self) -> Any:
+        """The ranks that have batches of their own, where a strategy has others share one; None if all have."""
+        return None if self.device_mesh is None else self.device_mesh["data_parallel"]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return what :meth:`training_step` returns, and add the batch to the metrics."""
@@ -502,7 +511,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that are not numbers."""
-        check_finite(checkpoint["state_dict"], {name for name, _ in self.named_parameters()})
+        # A strategy that shards the model has loaded it by now, and taken it out of the checkpoint.
+        found = checkpoint.get("state_dict") or dict(self.named_parameters())
+        check_finite(found, {name for name, _ in self.named_parameters()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what a subclass added to its hyper-parameters as plain values, never as pickled objects.

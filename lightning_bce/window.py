@@ -85,9 +85,10 @@ class Window:
             return
         weight = self._closed[1]
         factor = parts * self._reference / torch.where(weight == 0, 1.0, weight)
-        for gradients in _gradients(optimizers):
-            # One launch for all of them. By a tensor, not by a number: that would wait for the device.
-            torch._foreach_mul_(gradients, factor.to(gradients[0].device, gradients[0].dtype))
+        with torch.no_grad():  # or the part of a sharded gradient would be a view that autograd keeps
+            for gradients in _gradients(optimizers):
+                # One launch for all of them. By a tensor, not by a number: that would wait for the device.
+                torch._foreach_mul_(gradients, factor.to(gradients[0].device, gradients[0].dtype))
 
     def loss(self) -> Tensor | None:
         """Return the loss of the last whole window: the true mean over its batches and all ranks, or the sum.
@@ -129,12 +130,29 @@ def _always_counts(loss: BinaryLoss) -> bool:
     return bool(loss.ignore_index is None and counting.per_element and counting.reduction != "weighted_mean")
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor: all of it, or its part of a sharded one (a DTensor).
+
+    Args:
+        tensor: Any tensor. A part shares its memory; take it under ``torch.no_grad()`` to write to it.
+
+    Example:
+        >>> own_part(torch.ones(3))
+        tensor([1., 1., 1.])
+    """
+    part: Any = tensor
+    # Not `isinstance`: the import of DTensor takes part of a second, and its place has moved.
+    return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
+
+
 def _gradients(optimizers: Iterable[Optimizer]) -> list[list[Tensor]]:
-    """Return the gradients that the optimizers see, those of one device and type together."""
+    """Return what this rank holds of the gradients that the optimizers see, of one device and type together."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     seen: set[int] = set()
     for parameter in (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]):
         if parameter.grad is not None and id(parameter) not in seen:
             seen.add(id(parameter))
-            alike.setdefault((parameter.grad.device, parameter.grad.dtype), []).append(parameter.grad)
+            # Its part, because a model may hold sharded weights beside whole ones, which no one launch takes.
+            gradient = own_part(parameter.grad)
+            alike.setdefault((gradient.device, gradient.dtype), []).append(gradient)
     return list(alike.values())

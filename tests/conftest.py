@@ -97,16 +97,16 @@ def leaks_of() -> Callable[[Callable[[], object]], list[str]]:
 
 @pytest.fixture
 def on_two_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
-    """Run a module-level ``function(rank, *arguments)`` on two gloo ranks and return both results.
+    """Run a module-level ``function(rank, *arguments)`` on two ranks, of gloo, and return both results.
 
     Arguments and results travel through ``torch.save``. Each call costs the start of two interpreters, so one function
     does well to look at several things.
     """
 
-    def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def run(function: Callable[..., Any], *arguments: Any, backend: str = "gloo") -> list[Any]:
         assert "<locals>" not in function.__qualname__, "a rank can only find a function at the top of its module"
         torch.save(arguments, tmp_path / "arguments.pt")
-        call = [sys.executable, __file__, function.__code__.co_filename, function.__name__, str(tmp_path)]
+        call = [sys.executable, __file__, function.__code__.co_filename, function.__name__, str(tmp_path), backend]
         # One thread each: two ranks with all cores to themselves slow each other down.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         ranks = [
@@ -120,14 +120,18 @@ def on_two_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
         finally:
             for rank in ranks:
                 rank.kill()
-        for number, (rank, text) in enumerate(zip(ranks, told, strict=True)):
-            assert rank.returncode == 0, f"rank {number} ended with {rank.returncode}:\n{text}"
+        failed = [
+            f"rank {number} ended with {rank.returncode}:\n{text}"
+            for number, (rank, text) in enumerate(zip(ranks, told, strict=True))
+            if rank.returncode
+        ]
+        assert not failed, "\n".join(failed)  # all of them: one may have failed only because another did
         return [torch.load(tmp_path / f"result{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
     return run
 
 
-def run_rank(file: str, name: str, folder: str, rank: str) -> None:
+def run_rank(file: str, name: str, folder: str, backend: str, rank: str) -> None:
     """Call a function of a test file as one rank of a process group on this machine."""
     module_spec = importlib.util.spec_from_file_location("on_this_rank", file)
     assert module_spec is not None and module_spec.loader is not None
@@ -136,7 +140,7 @@ def run_rank(file: str, name: str, folder: str, rank: str) -> None:
     module_spec.loader.exec_module(module)
     arguments = torch.load(Path(folder) / "arguments.pt", weights_only=False)
     store = torch.distributed.FileStore(str(Path(folder) / "store"), RANKS)
-    torch.distributed.init_process_group("gloo", store=store, rank=int(rank), world_size=RANKS)
+    torch.distributed.init_process_group(backend, store=store, rank=int(rank), world_size=RANKS)
     try:
         torch.save(getattr(module, name)(int(rank), *arguments), Path(folder) / f"result{rank}.pt")
     finally:

@@ -7,7 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+
+from lightning_bce.window import own_part
 
 
 class NotFiniteError(ArithmeticError):
@@ -64,7 +67,7 @@ class FiniteGuard(pl.Callback):
         """Stop at a loss that is no number, while the weights are what they were."""
         if self._every == 1 and not torch.isfinite(loss.detach()).all():
             value = loss.detach().sum().item()
-            raise NotFiniteError(f"{_place(trainer, *self._where, value)} {_cause(pl_module, self._batch)}")
+            raise NotFiniteError(f"{_place(trainer, *self._where, value)} {_cause(trainer, pl_module, self._batch)}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -111,7 +114,7 @@ class FiniteGuard(pl.Callback):
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._read(trainer)
-        name = _bad_parameter(pl_module)
+        name = _bad_parameter(pl_module, together=trainer.world_size > 1)
         if name is not None:
             epoch, batch = trainer.current_epoch, self._where[1]
             raise NotFiniteError(
@@ -146,17 +149,22 @@ def _place(trainer: pl.Trainer, step: int, index: int, value: float | None = Non
     return f"The training loss is {what} at step {step}: epoch {epoch}, batch {index}; the training stops."
 
 
-def _cause(pl_module: pl.LightningModule, batch: Any) -> str:
-    """Return why the loss of a batch is no number, from the weights it was made with."""
+def _cause(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> str:
+    """Return why the loss of a batch is no number, from the weights it was made with.
+
+    The other ranks may have a loss that is one: nothing here may wait for them.
+    """
     for name, value in _inputs(pl_module, batch):
         wrong = ~torch.isfinite(value)
         if wrong.any():
             rows = wrong.reshape(len(value), -1).any(1).nonzero().flatten().tolist() if value.ndim else []
             shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
             return f"{name} of the batch holds NaN or infinity in row(s) {shown}. Clean the data."
-    parameter = _bad_parameter(pl_module)
+    parameter = _bad_parameter(pl_module, together=False)
     if parameter is not None:
         return f"The weight {parameter!r} is no number: the gradient of the step before was none. {_SMALLER}"
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):  # the model would gather its weights
+        return f"The inputs, and the weights that rank {trainer.global_rank} holds, are finite. {_SMALLER}"
     try:
         # Once more, because the trainer hands a loss along and no logits; the run ends here.
         with torch.no_grad():
@@ -168,15 +176,20 @@ def _cause(pl_module: pl.LightningModule, batch: Any) -> str:
     return "The logits are finite: the loss itself overflowed, or a target or weight of the batch is no number."
 
 
-def _bad_parameter(pl_module: pl.LightningModule) -> str | None:
+def _bad_parameter(pl_module: pl.LightningModule, together: bool) -> str | None:
+    """Return the name of a weight that is no number: of what this rank holds, or ``together`` of what all do."""
     named = [(name, value) for name, value in pl_module.named_parameters() if value.is_floating_point()]
     if not named:
         return None
     # One wait for all of them; which one it is only matters once.
-    finite = torch.stack([torch.isfinite(value.detach()).all().to(named[0][1].device) for _, value in named])
+    flags = [torch.isfinite(own_part(value.detach())).all() for _, value in named]
+    finite = torch.stack([flag.to(flags[0].device) for flag in flags]).int()
+    if together and torch.distributed.is_initialized():
+        # A part that no other rank holds: all stop, or those that go on wait for one that does not.
+        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
     if finite.all():
         return None
-    return named[int((~finite).nonzero()[0])][0]
+    return named[int((finite == 0).nonzero()[0])][0]
 
 
 def _inputs_of(pl_module: pl.LightningModule, batch: Any) -> Any:
