@@ -1,8 +1,5 @@
 """What is exported predicts what the classifier predicts."""
 
-import importlib.util
-from functools import partial
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -92,8 +89,27 @@ def test_a_threshold_decides_as_in_prediction():
     assert 0 < decision.sum() < 257
 
 
-@pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
-def test_an_onnx_file_is_written(tmp_path):
-    export = partial(torch.onnx.export, dynamo=True)
-    export(trained(TabularMLP(5), 1, (5,)).exportable(), (torch.randn(7, 5),), str(tmp_path / "model.onnx"))
-    assert (tmp_path / "model.onnx").stat().st_size
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
+@pytest.mark.parametrize("model", MODELS)
+def test_an_onnx_file_predicts_batches_of_any_size(model, tmp_path):
+    pytest.importorskip("onnxscript", reason="pip install 'lightning_bce[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="pip install 'lightning_bce[onnx]'")
+    make, num_labels, shape = MODELS[model]
+    classifier, path = trained(make(), num_labels, shape), str(tmp_path / "model.onnx")
+    torch.onnx.export(
+        classifier.exportable(),
+        (torch.randn(5, *shape),),
+        path,
+        input_names=["inputs"],
+        output_names=["probability", "decision"],
+        dynamic_shapes=({0: torch.export.Dim("samples", min=1)},),
+        dynamo=True,
+        verbose=False,
+    )
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for size in SIZES:
+        inputs = torch.randn(size, *shape)
+        probability, decision = session.run(["probability", "decision"], {"inputs": inputs.numpy()})
+        expected = predicted(classifier, inputs)
+        assert_close(torch.from_numpy(probability), expected[0], rtol=0, atol=1e-6)
+        assert torch.equal(torch.from_numpy(decision), expected[1])
