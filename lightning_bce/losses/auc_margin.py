@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.rows import RowLoss, Rows, known_rows, mean_where
-from lightning_bce.losses.stable import probability, residual
+from lightning_bce.losses.stable import folded, residual
 
 
 def auc_margin_loss(
@@ -177,7 +177,8 @@ def _rows(
             )
     positive, negative = valid & (labels > 0.5), valid & (labels <= 0.5)
     # By what is missing on either side and not by p: where all is well these are small and keep their digits.
-    misses, alarms = probability(-scores), probability(scores)
+    pieces = folded(scores)
+    misses, alarms = pieces.q, pieces.p
     missing, alarming = mean_where(positive, misses), mean_where(negative, alarms)
     missed = (margin - 1) + missing + alarming
     from_a = misses - missing[..., None] if a is None else residual(scores, a.to(scores.dtype)[..., None])

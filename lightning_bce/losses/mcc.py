@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_bce.losses.checks import check_number
 from lightning_bce.losses.rows import RowLoss, Rows, known_rows
-from lightning_bce.losses.stable import probability, residual
+from lightning_bce.losses.stable import folded, residual
 from lightning_bce.losses.tversky import soft_counts
 
 
@@ -90,7 +90,7 @@ def _rows(logits: Tensor, target: Tensor, mask: Tensor | None, smooth: float) ->
     # Parts of the row and not counts: the product of four counts of 1e10 is no float32.
     size = valid.sum(-1).clamp(min=1).to(scores.dtype)
     tp, fp, fn = (count / size for count in soft_counts(scores, labels, valid))
-    true_negative = torch.where(residual(scores, labels) > 0, probability(-scores), 1 - labels)
+    true_negative = torch.where(residual(scores, labels) > 0, folded(scores).q, 1 - labels)
     tn = torch.where(valid, true_negative, 0.0).sum(-1) / size
     spread = _root((tp + fp) * (tn + fn)) * _root((tp + fn) * (tn + fp))
     counts = (labels > 0).any(-1) & (valid & (labels < 1)).any(-1)

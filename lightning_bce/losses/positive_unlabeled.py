@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_bce.losses.checks import Factor, check_flag, check_number
 from lightning_bce.losses.logit_adjusted import check_prior
 from lightning_bce.losses.rows import RowLoss, Rows, known_rows, mean_where
-from lightning_bce.losses.stable import probability, softplus
+from lightning_bce.losses.stable import folded
 
 Surrogate = Literal["sigmoid", "logistic"]
 
@@ -183,7 +183,10 @@ def _rows(
         )
     share = prior.to(scores)
     positive, unlabeled = valid & (labels > 0.5), valid & (labels <= 0.5)
-    as_positive, as_negative = (probability(z) if surrogate == "sigmoid" else softplus(z) for z in (-scores, scores))
+    pieces = folded(scores)
+    sigmoid = surrogate == "sigmoid"
+    as_positive = pieces.q if sigmoid else pieces.softplus_of_minus()
+    as_negative = pieces.p if sigmoid else pieces.softplus()
     of_positives = share * mean_where(positive, as_positive)
     of_negatives = mean_where(unlabeled, as_negative) - share * mean_where(positive, as_negative)
     if non_negative:

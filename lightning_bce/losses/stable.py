@@ -69,7 +69,7 @@ class Folded(NamedTuple):
 
     @property
     def p(self) -> Tensor:
-        """The probability."""
+        """The probability, with an exact gradient; that of torch's sigmoid is 0 where p rounds to 1."""
         return torch.where(self.above, self.larger, self.smaller)
 
     @property
@@ -194,11 +194,6 @@ def power(base: Tensor, log_base: Tensor, exponent: float) -> Tensor:
     near = smooth.detach()
     factor = torch.where((base >= tiny) & (near >= tiny), exact / near.clamp(min=tiny), 1.0)
     return smooth * factor
-
-
-def probability(logits: Tensor) -> Tensor:
-    """Return the sigmoid with an exact gradient; torch's is ``p * (1 - p)``, which is 0 where p rounds to 1."""
-    return torch.where(logits < 0, torch.sigmoid(logits), 1 - torch.sigmoid(-logits))
 
 
 def residual(logits: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import check_number, check_shapes
-from lightning_bce.losses.stable import full_precision, probability
+from lightning_bce.losses.stable import folded, full_precision
 
 
 def symmetric_ce(
@@ -57,7 +57,8 @@ def symmetric_ce(
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
     of_positive, of_negative = _floored_logs(labels, log_zero)
-    losses = -rce_weight * (probability(scores) * of_positive + probability(-scores) * of_negative)
+    pieces = folded(scores)
+    losses = -rce_weight * (pieces.p * of_positive + pieces.q * of_negative)
     if ce_weight > 0:
         losses = ce_weight * bce_with_logits(scores, labels) + losses
     return losses

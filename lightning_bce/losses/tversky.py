@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_bce.losses.checks import check_flag, check_number
 from lightning_bce.losses.rows import RowLoss, known_rows
-from lightning_bce.losses.stable import probability, residual
+from lightning_bce.losses.stable import folded, residual
 
 
 def tversky_loss(
@@ -140,7 +140,7 @@ def soft_counts(logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, 
     All three are right to the last digits also where p is within 1e-7 of 1.
     """
     error = residual(logits, target)
-    true_positive = torch.where(error < 0, probability(logits), target)
+    true_positive = torch.where(error < 0, folded(logits).p, target)
     parts = (true_positive, F.relu(error), F.relu(-error))
     tp, fp, fn = (torch.where(valid, part, 0.0).sum(-1) for part in parts)
     return tp, fp, fn
