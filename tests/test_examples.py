@@ -100,15 +100,22 @@ def test_the_callback_on_a_foreign_module_adds_up_to_its_loss(example, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
-def test_every_cut_gives_our_gradients_and_not_the_plain_ones(example, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler`")  # which is what the example is about
+def test_every_cut_gives_our_gradients_and_measures_and_not_the_plain_ones(example, monkeypatch, capsys):
     for name in ("MASTER_ADDR", "MASTER_PORT"):  # Lightning sets them to start a rank: set and unset here, they go
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     module = example("exact_gradients")
-    ((plain_gradient, gradient, plain_weights, weights),) = module.main(["2 accumulated, uneven"]).values()
+    found = module.main(["2 accumulated, uneven"])
+    plain_gradient, gradient, plain_weights, weights = found.pop("2 accumulated, uneven")
     assert plain_gradient > 1e-3 and plain_weights > 1e-3
     assert gradient < 1e-6 and weights < 1e-6
-    assert "gradient: ours" in capsys.readouterr().out
+    assert found.keys() == module.MEASURES.keys()
+    for name, (plain_alone, alone, plain_together, together) in found.items():
+        assert alone < 1e-6 and together < 1e-6
+        assert plain_together > 1e-3 and (plain_alone > 1e-3 or name == "average precision")
+    printed = capsys.readouterr().out
+    assert "gradient: ours" in printed and "2 ranks: ours" in printed
     on_two_ranks = module.by_lightning(module.Ours(module.a_model()), "2 ranks of 32")
     for found, right in zip(on_two_ranks, module.by_a_plain_loop(), strict=True):
         assert (found - right).norm() < 1e-6 * right.norm()
