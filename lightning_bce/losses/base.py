@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_bce.engine import Formula, Inputs, KernelError, Kernels, Pass, known_labels, reason_against
+from lightning_bce.engine import Formula, Inputs, KernelError, Kernels, Pass, reason_against
 from lightning_bce.losses.checks import (
     Factor,
     PerLabel,
@@ -199,17 +199,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
 
     def valid(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Return where labels are known by ``mask`` and ``ignore_index``, broadcastable; None means everywhere."""
-        valid = None
-        if mask is not None:
-            if mask.dtype != torch.bool:
-                raise TypeError(
-                    f"`mask` has dtype {mask.dtype}; torch.bool was expected, True where the label is known."
-                )
-            valid = fit_weight("mask", mask, logits)
-        if self.ignore_index is not None:
-            known = known_labels(target, self.ignore_index)
-            valid = known if valid is None else valid & known
-        return valid
+        return self._known(target, self._fitted_mask(logits, mask))
 
     def observed(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Return where the target holds a label that metrics can count, broadcastable; None means everywhere.
@@ -293,10 +283,22 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         self._check_contract(losses, logits)
         return losses
 
+    def _fitted_mask(self, logits: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return the mask in a shape that broadcasts to that of the logits."""
+        if mask is None:
+            return None
+        if mask.dtype != torch.bool:
+            raise TypeError(f"`mask` has dtype {mask.dtype}; torch.bool was expected, True where the label is known.")
+        return fit_weight("mask", mask, logits)
+
+    def _known(self, target: Tensor, masked: Tensor | None) -> Tensor | None:
+        """Return where labels are known by a fitted mask and ``ignore_index``."""
+        return self._formula.valid(Inputs(target, target, mask=masked))
+
     def _batch(self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Inputs:
         """Return what the formula takes of a batch, after the checks."""
         check_shapes(logits, target)
-        valid = self.valid(logits, target, mask)
+        masked = self._fitted_mask(logits, mask)
         own = []
         constant = self._buffers.get("weight")
         if constant is not None:
@@ -304,14 +306,15 @@ class BinaryLoss(Recorded, nn.Module, ABC):
             own.append(constant)
         if weight is not None:
             own.append(fit_weight("weight", weight, logits))
-        self._check_values(logits, target, weight, valid)
+        self._check_values(logits, target, weight, masked)
         factors, counts = list(own), list(own) if self.reduction == "weighted_mean" else []
         if self.class_weight is not None:
             factors.append(per_label("class_weight", self.class_weight, logits))
         if self.reduction == "batchmean" and logits.ndim > 1:
-            counts.append(_part_of_row(logits, valid))
+            counts.append(_part_of_row(logits, self._known(target, masked)))
         learnt = None
         if type(self).context is not BinaryLoss.context:
+            valid = self._known(target, masked)
             scores = full_precision(logits.detach())
             labels = target.to(scores.dtype)
             if valid is not None:
@@ -320,7 +323,8 @@ class BinaryLoss(Recorded, nn.Module, ABC):
             other, factor = self.context(scores, labels, valid)
             learnt = None if other is labels else other
             factors += [] if factor is None else [factor]
-        return Inputs(logits, target, learnt, valid, tuple(factors), tuple(counts))
+        # The mask alone: the formula compares with `ignore_index` by itself, in its own pass.
+        return Inputs(logits, target, learnt, masked, tuple(factors), tuple(counts))
 
     def _in_one_pass(self, batch: Inputs) -> bool:
         """Return whether this batch takes one pass; see ``fused`` in the class."""
@@ -391,12 +395,12 @@ class BinaryLoss(Recorded, nn.Module, ABC):
             )
         return None
 
-    def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
+    def _check_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, masked: Tensor | None) -> None:
         if self.validate == "off" or (self.validate == "first_batch" and self._checked):
             return
         if not may_look() or target.is_meta:  # a tensor without values is no first batch either
             return
-        self._refuse_values(logits, target, weight, valid)
+        self._refuse_values(logits, target, weight, self._known(target, masked))
         self._checked = target.numel() > 0
 
     def _refuse_values(self, logits: Tensor, target: Tensor, weight: Tensor | None, valid: Tensor | None) -> None:
