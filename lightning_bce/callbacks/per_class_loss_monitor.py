@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
 from lightning_bce.callbacks.loss_table import count, loss_table, print_loss_table, table_rows
-from lightning_bce.data.own_rows import first_rows, own_rows
+from lightning_bce.callbacks.steps import (
+    Stage,
+    StageCallback,
+    agreed,
+    callbacks_of,
+    checked_count,
+    checked_loss,
+    checked_stages,
+    loss_to_look_at,
+    name_of,
+    read_step,
+    sums_of,
+    traceless,
+)
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics import LossTracker
 
-Stage = Literal["train", "val", "test"]
-
-_STEPS = {"train": "training_step", "val": "validation_step", "test": "test_step"}
 _OF_RUN = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 # Logged name, value of the tracker, and the sides whose weight has to be above 0 for it to mean something.
@@ -33,7 +41,7 @@ _LOGGED = (
 )
 
 
-class PerClassLossMonitor(pl.Callback):
+class PerClassLossMonitor(StageCallback):
     r"""Logs and prints the loss of each label, split into negatives and positives.
 
     It reads what the steps of the module return: ``sums`` (a :class:`LossSums`, which ``BinaryClassifier`` returns), or
@@ -93,19 +101,10 @@ class PerClassLossMonitor(pl.Callback):
         prefix: str = "",
     ) -> None:
         super().__init__()
-        if loss is not None and not isinstance(loss, BinaryLoss):
-            raise TypeError(
-                f"`loss` is {type(loss).__module__}.{type(loss).__name__}; a BinaryLoss was expected, which can be "
-                "split by label. For one of torch use its equal here, such as `lightning_bce.BCEWithLogitsLoss`."
-            )
-        if isinstance(stages, str) or not stages or not set(stages) <= set(get_args(Stage)):
-            raise ValueError(f"`stages` is {stages!r}; a list of some of {list(get_args(Stage))} was expected.")
-        if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
-            raise ValueError(f"`max_rows` is {max_rows!r}; a whole number of at least 1 was expected.")
         self.class_names = None if class_names is None else checked_names(class_names, "class_names")
-        self.loss = loss
-        self.stages: tuple[Stage, ...] = tuple(stages)
-        self.max_rows = max_rows
+        self.loss = checked_loss(loss)
+        self.stages = checked_stages(stages)
+        self.max_rows = checked_count("max_rows", max_rows)
         self.print_table = print_table
         self.prefix = prefix
         self.results: dict[str, list[dict[str, Tensor]]] = {}
@@ -170,7 +169,7 @@ class PerClassLossMonitor(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second monitor that would log the same names, and names that do not fit the module."""
-        for other in _callbacks_of(trainer):
+        for other in callbacks_of(trainer):
             if not isinstance(other, PerClassLossMonitor) or other is self:
                 continue
             if other.prefix == self.prefix and set(other.stages) & set(self.stages):
@@ -182,63 +181,6 @@ class PerClassLossMonitor(pl.Callback):
         if self.class_names is not None and isinstance(labels, int) and len(self.class_names) > 1:
             label_names(self.class_names, pl_module, labels)
         self._to_print.clear()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last epoch."""
-        self._begin("train", pl_module)
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last epoch."""
-        self._begin("val", pl_module)
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last epoch."""
-        self._begin("test", pl_module)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Add the sums of a batch."""
-        # A step that returns None asks Lightning to skip the batch, which leaves an empty dictionary.
-        skipped = outputs is None or (isinstance(outputs, Mapping) and not outputs and pl_module.automatic_optimization)
-        if not skipped:
-            self._add("train", trainer, pl_module, outputs, batch, batch_idx, 0)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the sums of a batch; those of the sanity check are forgotten when the first epoch begins."""
-        self._add("val", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the sums of a batch."""
-        self._add("test", trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch."""
-        self._end("train", trainer, pl_module, 1)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch."""
-        self._end("val", trainer, pl_module, _how_many(trainer, trainer.num_val_batches))
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch."""
-        self._end("test", trainer, pl_module, _how_many(trainer, trainer.num_test_batches))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Print the tables, when progress bars are closed and checkpoints are written."""
@@ -252,12 +194,13 @@ class PerClassLossMonitor(pl.Callback):
 
     # -- an epoch -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, stage: Stage, pl_module: pl.LightningModule) -> None:
+    def begin(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last epoch."""
         self._trackers[stage] = {}
         if self.loss is not None:
             self.loss.to(pl_module.device).recheck()
 
-    def _add(
+    def add(
         self,
         stage: Stage,
         trainer: pl.Trainer,
@@ -267,11 +210,8 @@ class PerClassLossMonitor(pl.Callback):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        if stage not in self.stages or trainer.barebones:
-            return
-        sums = self._sums(
-            stage, pl_module, outputs, batch, partial(own_rows, trainer, stage, batch_idx, dataloader_idx)
-        )
+        """Add the sums of a batch."""
+        sums = self._sums(stage, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         labels = sums.loss.shape[0]
         trackers = self._trackers.setdefault(stage, {})
         if dataloader_idx not in trackers:
@@ -286,36 +226,24 @@ class PerClassLossMonitor(pl.Callback):
         trackers[dataloader_idx].update(sums)
 
     def _sums(
-        self, stage: Stage, pl_module: pl.LightningModule, outputs: Any, batch: Any, own: Callable[[int], int | None]
+        self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *at: Any
     ) -> LossSums:
-        found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
-        sums = found.get("sums")
-        if self.loss is None and isinstance(sums, LossSums):
-            self._loss_name = _name_of(getattr(pl_module, "loss", None))
-            return sums.detach()
-        logits, target = found.get("logits"), found.get("target")
-        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
-            raise TypeError(_what_to_return(stage, pl_module, outputs))
-        loss = getattr(pl_module, "loss", None) if self.loss is None else self.loss
-        if not isinstance(loss, BinaryLoss):
-            what = "has no attribute `loss`" if loss is None else f"has {_name_of(loss)} as its `loss`"
-            raise TypeError(
-                f"{type(pl_module).__name__}.{_STEPS[stage]} returned logits and target without sums, and the module "
-                f"{what}, which cannot be split by label. Say which loss to compute: "
-                "PerClassLossMonitor(loss=lightning_bce.BCEWithLogitsLoss())."
-            )
-        self._loss_name = _name_of(loss)
-        weight, mask = (_part(name, found, pl_module, batch) for name in ("weight", "mask"))
-        rows = own(len(target) if target.ndim else 0)
-        return _traceless_sums(loss, *(first_rows(part, rows) for part in (logits, target, weight, mask)))
+        sums = sums_of(outputs) if self.loss is None else None
+        if sums is not None:
+            self._loss_name = name_of(getattr(pl_module, "loss", None))
+            return sums
+        logits, target, weight, mask = read_step(type(self).__name__, stage, trainer, pl_module, outputs, *at)
+        loss = loss_to_look_at(type(self).__name__, self.loss, stage, pl_module)
+        self._loss_name = name_of(loss)
+        with traceless(loss, logits) as scores:
+            return loss.sums(scores, target, weight, mask=mask)
 
-    def _end(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, num_dataloaders: int) -> None:
-        if stage not in self.stages or trainer.sanity_checking or trainer.barebones:
-            return
+    def end(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, num_dataloaders: int) -> None:
+        """Log the epoch."""
         trackers = self._trackers.get(stage, {})
         seen = [trackers[i].num_labels if i in trackers else 0 for i in range(num_dataloaders)]
         self.results[stage], self._names[stage] = [], []
-        for index, labels in enumerate(_agreed(seen, pl_module.device)):
+        for index, labels in enumerate(agreed(seen, pl_module.device)):
             names = label_names(self.class_names, pl_module, labels) if labels else []
             result: dict[str, Tensor] = {}
             if labels:
@@ -364,78 +292,8 @@ def _logged(prefix: str, names: list[str], result: dict[str, Tensor], suffix: st
     return logged
 
 
-def _agreed(labels: list[int], device: torch.device) -> list[int]:
-    """Return the number of labels of each dataloader, known also to ranks that had no batch of it; 0 if all had none.
-
-    Every rank takes part with one small tensor, whatever it has seen, so that nobody waits for another.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return labels
-    most = torch.tensor([labels, [-(n or 2**31) for n in labels]], device=device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    largest, smallest = most[0].tolist(), (-most[1]).tolist()
-    for index, (high, low) in enumerate(zip(largest, smallest, strict=True)):
-        if high and high != low:
-            raise ValueError(
-                f"Ranks have different numbers of labels in dataloader {index}: from {low} to {high}. Every rank "
-                "needs the same labels in the same order."
-            )
-    return [int(n) for n in largest]
-
-
 def _without_batches(labels: int, device: torch.device) -> LossTracker:
     tracker = LossTracker(num_labels=labels).to(device)
     nothing = torch.zeros(labels, 2, device=device)
     tracker.update(LossSums(nothing, nothing))  # an update, so that torchmetrics does not warn of its absence
     return tracker
-
-
-def _traceless_sums(
-    loss: BinaryLoss, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
-) -> LossSums:
-    """Ask a loss for sums without a graph, with its modes as before, and with no random number drawn for good."""
-    modes = {module: module.training for module in loss.modules()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[logits.device] if logits.is_cuda else []):
-        try:
-            loss.eval()
-            scores = logits.detach() if loss.input_space == "logits" else torch.sigmoid(logits.detach().float())
-            return loss.sums(scores, target, weight, mask=mask)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-
-def _part(name: str, outputs: Mapping[str, Any], pl_module: pl.LightningModule, batch: Any) -> Any:
-    """Return weight or mask: the step's, or that of the batch, where the module can take batches apart."""
-    if name in outputs:
-        return outputs[name]
-    unpack = getattr(pl_module, "unpack_batch", None)  # of BinaryClassifier
-    return getattr(unpack(batch), name, None) if callable(unpack) else None
-
-
-def _what_to_return(stage: Stage, pl_module: pl.LightningModule, outputs: Any) -> str:
-    if isinstance(outputs, Tensor):
-        came = f"a tensor of shape {tuple(outputs.shape)}"
-    elif isinstance(outputs, Mapping):
-        came = "the loss alone" if list(outputs) == ["loss"] else f"a dictionary with {list(map(str, outputs))}"
-    else:
-        came = "None" if outputs is None else type(outputs).__name__
-    return (
-        f"PerClassLossMonitor reads what {type(pl_module).__name__}.{_STEPS[stage]} returns, which was {came}. A "
-        "dictionary with the tensors 'logits' and 'target' was expected; write at its end `return "
-        '{"loss": loss, "logits": logits.detach(), "target": target}`, or leave the stage out of `stages`.'
-    )
-
-
-def _how_many(trainer: pl.Trainer, num_batches: list[int | float]) -> int:
-    """Return how many dataloaders run one after another; those that a CombinedLoader runs together count as one."""
-    # Nothing public tells: `trainer.val_dataloaders` holds what is in the CombinedLoader.
-    return len(num_batches) if getattr(trainer._evaluation_loop, "_is_sequential", True) else 1
-
-
-def _callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
-    return list(trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _name_of(loss: Any) -> str:
-    return type(loss).__name__ if isinstance(loss, nn.Module) else "loss"

@@ -11,8 +11,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from lightning_bce.callbacks.label_names import label_names
-from lightning_bce.callbacks.prediction_table import Part, check_place, checked_paths, columns_of, write_table
+from lightning_bce.callbacks.prediction_table import Part, columns_of
+from lightning_bce.callbacks.steps import gathered, on_first_rank
 from lightning_bce.data.own_rows import own_rows
+from lightning_bce.tables import check_place, checked_paths, write_table
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -103,18 +105,8 @@ class PredictionWriter(BasePredictionWriter):
         """Gather the batches of all ranks and write the table."""
         if not self.paths:
             return
-        parts, self._parts, self._written = _gathered(self._parts), [], True
-        problem: Exception | None = None
-        if trainer.is_global_zero:
-            try:
-                self._write(parts, pl_module)
-            except Exception as error:
-                problem = error
-        told = trainer.strategy.broadcast(None if problem is None else str(problem))
-        if problem is not None:
-            raise problem
-        if told is not None:
-            raise RuntimeError(f"The first rank could not write the predictions: {told}")
+        parts, self._parts, self._written = gathered(self._parts), [], True
+        on_first_rank(trainer, "write the predictions", lambda: self._write(parts, pl_module))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the header where there was no batch, for which Lightning does not even begin an epoch."""
@@ -170,13 +162,3 @@ def _part(prediction: Any, indices: Sequence[int] | None, own: int | None, datal
 
 def _two_dimensional(values: Tensor) -> Tensor:
     return values[:, None] if values.ndim == 1 else values
-
-
-def _gathered(parts: list[Part]) -> list[Part]:
-    """Return the parts of all ranks on the first rank; nothing on the others."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return parts
-    first = torch.distributed.get_rank() == 0
-    everyone: list[list[Part]] | None = [[] for _ in range(torch.distributed.get_world_size())] if first else None
-    torch.distributed.gather_object(parts, everyone)
-    return [part for rank in everyone or [] for part in rank]

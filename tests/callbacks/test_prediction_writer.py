@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_bce.callbacks import PredictionWriter
-from lightning_bce.callbacks.prediction_table import defused
 from lightning_bce.classifier import BinaryClassifier
+from lightning_bce.tables import defused
 
 pytestmark = [
     # Lightning's own call on this torch.
