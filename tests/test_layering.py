@@ -26,7 +26,7 @@ FLOORS = {
     "plotting": 2,
     "safe_yaml": 0,
     "suggest": 2,
-    "tables": 2,
+    "files": 2,
     "window": 2,
     "callbacks": 3,
     "classifier": 3,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_bce.tables import Columns
+from lightning_bce.files import Columns
 
 
 class Part(NamedTuple):

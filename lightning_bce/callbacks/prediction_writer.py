@@ -14,7 +14,7 @@ from lightning_bce.callbacks.label_names import label_names
 from lightning_bce.callbacks.prediction_table import Part, columns_of
 from lightning_bce.callbacks.steps import gathered, on_first_rank
 from lightning_bce.data.own_rows import own_rows
-from lightning_bce.tables import check_place, checked_paths, write_table
+from lightning_bce.files import check_place, checked_paths, write_table
 
 
 class PredictionWriter(BasePredictionWriter):

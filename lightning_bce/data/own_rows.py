@@ -1,15 +1,16 @@
-"""Which rows of a batch are a rank's own: samplers repeat rows, so that every rank has as many as the others."""
+"""Which rows a batch holds, and which are a rank's own: samplers repeat rows, so that every rank has as many."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 T = TypeVar("T", bound=Tensor | None)
 Stage = Literal["train", "val", "test", "predict"]
@@ -72,8 +73,32 @@ def first_rows(part: T, own: int | None) -> T:
     return part if own is None or part is None or part.ndim == 0 else cast(T, part[:own])
 
 
+def row_numbers(trainer: pl.Trainer, stage: Stage, dataloader_idx: int) -> Callable[[int, int], int] | None:
+    """Return a function from the number of a batch and a place in it to the number of the row in the dataset.
+
+    Args:
+        trainer: The one that runs.
+        stage: ``"train"``, ``"val"`` or ``"test"``.
+        dataloader_idx: The number of the dataloader.
+
+    Returns:
+        None where the rows do not come in the order of the dataset, or the dataset does its own batching.
+    """
+    loader = _loader(trainer, stage, dataloader_idx)
+    batches: Any = getattr(loader, "batch_sampler", None)
+    if batches is None or not _in_order(batches):
+        return None
+    size, sampler = batches.batch_size, batches.sampler
+    if type(sampler) is SequentialSampler:
+        return lambda batch, place: batch * size + place
+    if type(sampler) is DistributedSampler and not sampler.shuffle:
+        return lambda batch, place: sampler.rank + sampler.num_replicas * (batch * size + place)
+    return None
+
+
 def _loader(trainer: pl.Trainer, stage: str, index: int) -> Any:
     found = {
+        "train": trainer.train_dataloader,
         "val": trainer.val_dataloaders,
         "test": trainer.test_dataloaders,
         "predict": trainer.predict_dataloaders,

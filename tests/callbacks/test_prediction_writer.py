@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_bce.callbacks import PredictionWriter
 from lightning_bce.classifier import BinaryClassifier
-from lightning_bce.tables import defused
+from lightning_bce.files import defused
 
 pytestmark = [
     # Lightning's own call on this torch.

@@ -1,7 +1,8 @@
-"""Tables as files: CSV and Parquet that are whole or not there, and text that no spreadsheet takes for a formula."""
+"""Files that are whole or not there: tables as CSV and Parquet, and whatever else a run leaves."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import importlib.util
@@ -9,7 +10,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -73,13 +74,34 @@ def write_table(columns: Columns, path: Path, *, overwrite: bool, escape_formula
         OSError: If it cannot be written.
     """
     check_place(path, overwrite)
+    with whole_file(path) as file:
+        _WRITERS[path.suffix.lower()](columns, file, escape_formulas)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is there as a whole at the end of the block or, after an error, as it was before.
+
+    Args:
+        path: Where to; missing directories are created, and a link keeps pointing to the file.
+
+    Raises:
+        OSError: If it cannot be written.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> with whole_file(folder / "note.txt") as file:
+        ...     _ = file.write(b"all of it")
+        >>> (folder / "note.txt").read_bytes(), len(list(folder.iterdir()))
+        (b'all of it', 1)
+    """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not from `tempfile`, whose files nobody else may read: this one gets the rights that the umask leaves.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666), "wb") as file:
-            _WRITERS[path.suffix.lower()](columns, file, escape_formulas)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
