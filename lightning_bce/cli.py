@@ -30,7 +30,15 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 import lightning_bce.data as _data
 from lightning_bce._version import __version__
-from lightning_bce.callbacks import ExactResume, FiniteGuard, NotFiniteError, PerClassLossMonitor, PredictionWriter
+from lightning_bce.callbacks import (
+    ExactResume,
+    FiniteGuard,
+    NotFiniteError,
+    PerClassLossMonitor,
+    PredictionWriter,
+    RunRecorder,
+)
+from lightning_bce.callbacks.label_names import of_single_label
 from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError, check_whole
 from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.plot_command import plot
@@ -259,7 +267,7 @@ class BinaryCLI(LightningCLI):
                 self.parser.error(f"--model.optimizer: {error}", error)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer, with loggers, a checkpoint callback and the loss table where none are configured."""
+        """Build the trainer, with loggers, a record, a checkpoint callback and the loss table unless configured."""
         subcommand = self.config["subcommand"]
         given = self.config_init[subcommand]["trainer"]
         if subcommand != "fit":
@@ -270,11 +278,9 @@ class BinaryCLI(LightningCLI):
             kwargs["logger"] = _loggers_in(Path(given["default_root_dir"] or "."))
         callbacks = given.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-        extra: list[pl.Callback] = []
-        if subcommand != "predict" and not any(isinstance(c, PerClassLossMonitor) for c in callbacks):
-            extra.append(PerClassLossMonitor())
-        if subcommand == "fit":
-            extra += [kind() for kind in (ExactResume, FiniteGuard) if not any(isinstance(c, kind) for c in callbacks)]
+        kinds: list[type[pl.Callback]] = [] if subcommand == "predict" else [PerClassLossMonitor, RunRecorder]
+        kinds += [ExactResume, FiniteGuard] if subcommand == "fit" else []
+        extra = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in callbacks)]
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
         if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             extra += self._checkpoint_callbacks()
@@ -324,7 +330,7 @@ class BinaryCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         for name, value in sorted(self.trainer.callback_metrics.items()):
-            if name.startswith(f"{stage}_") and not re.match(rf"{stage}_(loss|count)_\w+/", name):
+            if name.startswith(f"{stage}_") and not of_single_label(name):
                 print(f"{name:<28}{value.item():10.4f}")
 
 

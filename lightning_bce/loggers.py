@@ -101,7 +101,7 @@ def log_table(
 def log_hyperparameters(logger: Logger | None, values: Mapping[str, Any]) -> None:
     """Send hyper-parameters that were found out after the start, beside those that Lightning has sent.
 
-    They stand under ``resolved``, apart from what was given; in TensorBoard as text, because it shows no
+    They are called ``resolved/<name>``, apart from what was given; in TensorBoard as text, because it shows no
     hyper-parameters that are sent later, and in its ``hparams.yaml``. MLflow takes one value for a name: a later one is
     told of and left out.
 
@@ -111,22 +111,20 @@ def log_hyperparameters(logger: Logger | None, values: Mapping[str, Any]) -> Non
     """
     if logger is None or isinstance(logger, DummyLogger):
         return
-    values = dict(values)
+    named = {f"resolved/{name}": value for name, value in values.items()}
     if isinstance(logger, MLFlowLogger):
         known = logger.experiment.get_run(logger.run_id).data.params
-        changed = [name for name, value in values.items() if known.get(f"resolved/{name}", str(value)) != str(value)]
-        for name in changed:
-            rank_zero_warn(f"MLflow keeps the first value of resolved/{name}, and does not take {values[name]!r}.")
-            del values[name]
+        for name in [name for name, value in named.items() if known.get(name, str(value)) != str(value)]:
+            rank_zero_warn(f"MLflow keeps the first value of {name}, and does not take {named.pop(name)!r}.")
     if isinstance(logger, TensorBoardLogger):
         # Of hyper-parameters that are sent a second time it shows nothing, and it writes hparams.yaml only once.
-        logger.hparams["resolved"] = {**logger.hparams.get("resolved", {}), **values}
+        logger.hparams.update(named)
         log_table(logger, "resolved", ["hyper-parameter", "value"], [[k, str(v)] for k, v in values.items()], 0)
         path = os.path.join(logger.log_dir, logger.NAME_HPARAMS_FILE)
         if os.path.isfile(path):
             save_hparams_to_yaml(path, logger.hparams)
     else:
-        logger.log_hyperparams({"resolved": values})
+        logger.log_hyperparams(named)
 
 
 def _wandb() -> Any:

@@ -1,7 +1,8 @@
 """The record of a run: what its evaluations looked like, in files that pictures and reports are made from.
 
 A run folder holds ``record/history.jsonl``, a line for each epoch of training and validation, and ``record/val.json``
-and ``record/test.json``, the last evaluation of each stage in full.
+and ``record/test.json``, the last evaluation of each stage in full; of further dataloaders ``record/val_1.json`` and so
+on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+
+from lightning_bce.files import whole_file
 
 FOLDER = "record"
 _FORMAT = 1
@@ -107,6 +111,7 @@ class Evaluation:
         reliability: Of each label.
         threshold: A probability above it is a positive decision, (C,).
         confusion: Elements by truth and decision, (C, 2, 2): ``confusion[c, truth, decision]``.
+        dataloader: Which one, from 0, where an evaluation has several.
     """
 
     stage: str
@@ -124,6 +129,16 @@ class Evaluation:
     reliability: Reliability | None = None
     threshold: Tensor | None = None
     confusion: Tensor | None = None
+    dataloader: int = 0
+
+    @property
+    def name(self) -> str:
+        """The stage and, of a dataloader behind the first, its number: "val", "val_1"."""
+        return f"{self.stage}_{self.dataloader}" if self.dataloader else self.stage
+
+    def without_curves(self) -> Evaluation:
+        """Return it as a line of the history: without what grows with fine bins."""
+        return dataclasses.replace(self, scores=None, reliability=None, distribution=None)
 
     def to_json(self) -> str:
         """Return the evaluation as one line of JSON; numbers that are not finite are the strings NaN and Infinity."""
@@ -152,7 +167,7 @@ class RunRecord:
     Args:
         path: The run folder.
         history: A line for each epoch and stage, in the order of time, without curves by label.
-        evaluations: The last evaluation of "val" and "test", as far as there are.
+        evaluations: The last evaluations in full, by :attr:`Evaluation.name`: "val", "test", "val_1", ...
     """
 
     path: Path
@@ -160,25 +175,45 @@ class RunRecord:
     evaluations: dict[str, Evaluation]
 
 
-def write_evaluation(folder: str | os.PathLike[str], evaluation: Evaluation) -> None:
-    """Add an evaluation to the record of a run: a line of its history and, where it holds curves, the full file.
+def begin_record(folder: str | os.PathLike[str], step: int) -> None:
+    """Make the record of a run ready for a training that starts, or goes on, at a step of the optimizer.
+
+    A training from its start begins a new record; one that goes on keeps the lines up to where it does.
+
+    Args:
+        folder: The run folder.
+        step: At which the training starts.
+    """
+    place = Path(folder) / FOLDER
+    history = place / "history.jsonl"
+    if step == 0:
+        for path in (history, *_evaluations_in(place)):
+            path.unlink(missing_ok=True)
+    elif history.is_file():
+        lines = history.read_text(encoding="utf-8").split("\n")[:-1]  # what a crash cut short is no line
+        kept = [line for line in lines if line and Evaluation.from_json(line).step <= step]
+        with whole_file(history) as file:
+            file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+def write_evaluation(folder: str | os.PathLike[str], evaluation: Evaluation, *, history: bool = True) -> None:
+    """Add an evaluation to the record of a run: the full file, where it holds curves, and a line of its history.
 
     The full file appears whole or not at all.
 
     Args:
         folder: The run folder.
         evaluation: What to write.
+        history: Whether it is a point in the time of a training.
     """
     place = Path(folder) / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
     if evaluation.scores is not None:
-        path = place / f"{evaluation.stage}.json"
-        unfinished = path.with_suffix(".json.part")
-        unfinished.write_text(evaluation.to_json() + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    line = dataclasses.replace(evaluation, scores=None, reliability=None, distribution=None)
-    with open(place / "history.jsonl", "a", encoding="utf-8") as file:
-        file.write(line.to_json() + "\n")
+        with whole_file(place / f"{evaluation.name}.json") as file:
+            file.write(f"{evaluation.to_json()}\n".encode())
+    if history:
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / "history.jsonl", "a", encoding="utf-8") as lines:
+            lines.write(f"{evaluation.without_curves().to_json()}\n")
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunRecord:
@@ -195,7 +230,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     """
     path = Path(folder)
     place = path / FOLDER
-    found = [place / name for name in ("history.jsonl", "val.json", "test.json") if (place / name).is_file()]
+    found = [path for path in (place / "history.jsonl", *_evaluations_in(place)) if path.is_file()]
     if not found:
         beside = sorted(str(p.parent) for p in path.glob(f"*/{FOLDER}"))
         hint = f" Did you mean {beside[-1]}?" if beside else ""
@@ -219,6 +254,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
             else:
                 evaluations[file.stem] = evaluation
     return RunRecord(path, history, evaluations)
+
+
+def _evaluations_in(place: Path) -> list[Path]:
+    return sorted(path for path in place.glob("*.json") if re.fullmatch(r"(train|val|test)(_[1-9]\d*)?", path.stem))
 
 
 def _plain(value: Any) -> Any:

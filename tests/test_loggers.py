@@ -24,6 +24,7 @@ from lightning_bce.loggers import log_figure, log_hyperparameters, log_table
 COLUMNS = ["label", "loss", "target"]
 ROWS = [["=1+2", 0.25, 1.0], ["a|b <script>", float("nan"), ""], ["[x](y) *z*", 3, None]]
 VALUES = {"pos_weight": [2.0, 3.5], "class_names": ["cat", "a/b"], "threshold": 0.25}
+RESOLVED = {f"resolved/{name}": value for name, value in VALUES.items()}
 
 needs = {
     name: pytest.mark.skipif(not importlib.util.find_spec(name), reason=f"needs {name}, of the extra loggers")
@@ -62,7 +63,7 @@ def test_tensorboard_has_all_of_it(tmp_path, figure):
     assert text.split("\n")[:3] == ["| label | loss | target |", "| --- | --- | --- |", r"| =1\+2 | 0.25 | 1 |"]
     assert r"a\|b &lt;script&gt;" in text and r"\[x\](y) \*z\*" in text
     with open(f"{logger.log_dir}/hparams.yaml") as file:
-        assert yaml.safe_load(file) == {"loss": "FocalLoss", "resolved": VALUES | {"threshold": 0.75}}
+        assert yaml.safe_load(file) == {"loss": "FocalLoss", **RESOLVED, "resolved/threshold": 0.75}
     resolved = found.Tensors("resolved/text_summary")[0].tensor_proto.string_val[0].decode()
     assert r"| pos\_weight | \[2.0, 3.5\] |" in resolved
 
@@ -76,7 +77,7 @@ def test_beside_a_csv_logger_are_files(tmp_path, figure):
     with open(folder / "tables" / "val" / "loss_step_7.csv", newline="") as file:
         read = list(csv.reader(file))
     assert read == [COLUMNS, ["'=1+2", "0.25", "1.0"], ["a|b <script>", "nan", ""], ["[x](y) *z*", "3", ""]]
-    assert yaml.safe_load((folder / "hparams.yaml").read_text()) == {"loss": "FocalLoss", "resolved": VALUES}
+    assert yaml.safe_load((folder / "hparams.yaml").read_text()) == {"loss": "FocalLoss", **RESOLVED}
     log_figure(logger, "../../a:b", figure, 0)  # a name leads nowhere else
     assert (folder / "pictures" / "_" / "_" / "a_b_step_0.png").exists()
 
@@ -130,7 +131,7 @@ def check_mlflow(folder, figure):
     client = MlflowClient(store)
     run = client.get_run(logger.run_id)
     assert run.data.metrics == {"val_loss": 0.5}
-    assert run.data.params == {"loss": "FocalLoss"} | {f"resolved/{name}": str(v) for name, v in VALUES.items()}
+    assert run.data.params == {"loss": "FocalLoss"} | {name: str(value) for name, value in RESOLVED.items()}
     png = client.download_artifacts(logger.run_id, "val/reliability/step_7.png", folder)
     with open(png, "rb") as file:
         assert file.read(4) == b"\x89PNG"
@@ -158,7 +159,7 @@ def check_wandb(folder, figure):
     (image,) = history["val/reliability", "filenames"]
     assert (run.parent / "files" / image).read_bytes().startswith(b"\x89PNG")
     assert history["val_loss",] == 0.5 and history["trainer/global_step",] == 7
-    assert config["resolved"] == VALUES and config["loss"] == "FocalLoss"
+    assert {name: config[name] for name in ("loss", *RESOLVED)} == {"loss": "FocalLoss", **RESOLVED}
 
 
 def records_of(path):
@@ -218,7 +219,7 @@ def test_what_is_like_comet_gets_all_of_it(figure):
         ("val/reliability", figure, 7),
         ("val/loss_step_7.csv", [list(row) for row in ROWS], COLUMNS),
     ]
-    assert logger.params["resolved"] == VALUES
+    assert logger.params == {"loss": "FocalLoss", **RESOLVED}
 
 
 def test_a_logger_of_another_kind_is_named_once(monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
+
+_OF_A_LABEL = re.compile(r"(^|_)(loss_class|loss_share|count)(_negative|_positive)?/")
 
 
 def visible(text: str) -> str:
@@ -78,3 +81,13 @@ def label_names(given: list[str] | None, pl_module: pl.LightningModule, num_labe
 def _labels_of(pl_module: pl.LightningModule) -> int | None:
     number = getattr(pl_module, "num_labels", None)
     return number if isinstance(number, int) else None
+
+
+def of_single_label(name: str) -> bool:
+    """Return whether a logged value is of one label, as :class:`PerClassLossMonitor` logs eight for each.
+
+    Example:
+        >>> of_single_label("val_loss_share_positive/cat"), of_single_label("val_loss/DiceLoss")
+        (True, False)
+    """
+    return _OF_A_LABEL.search(name) is not None

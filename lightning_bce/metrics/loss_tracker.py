@@ -119,6 +119,11 @@ class LossTracker(SummedMetric):
             "positive_weight": weight[:, 1],
         }
 
+    def sums_over_ranks(self) -> LossSums:
+        """Return the sums of which ``compute`` makes means."""
+        with self._over_ranks():
+            return LossSums(self.loss_sum, self.weight_sum)
+
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot the mean loss of each label.
 

@@ -1,13 +1,15 @@
-"""What the classifier, its loss tracker and the callback add to a training step, in percent.
+"""What the classifier, its loss tracker and the callbacks add to a training step, in percent.
 
 python tests/benchmarks/training_overhead.py
 
 A multilayer perceptron of a million parameters, batches of 256 samples with 100 labels, AdamW, under the Trainer on the
 CPU: a bare LightningModule that logs torch's loss, the same with the loss of this package, `BinaryClassifier`, and that
-with a `PerClassLossMonitor` that watches training. The percentages are of a step with our loss in the bare module, so
-that they show the tracker and the callback. All take turns in short fits; a step lasts from the end of one batch to the
-end of the next. On a busy machine the time on the processor tells more than that on the clock. The end of an epoch, at
-which the monitor logs eight values a label, is shown apart.
+with one callback each: a `PerClassLossMonitor` that watches training, a `RunRecorder` as it is, which in training adds
+sums up, one that looks at training as closely as at validation, and `HardExamples` of training. The percentages are of
+a step with our loss in the bare module, so that they show the tracker and the callback. All take turns in short fits; a
+step lasts from the end of one batch to the end of the next. On a busy machine the time on the processor tells more than
+that on the clock. The end of an epoch, at which the monitor logs eight values a label and the recorder writes its
+files, is shown apart.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import gc
 import logging
 import statistics
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -30,10 +34,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bce import BCEWithLogitsLoss, BinaryClassifier, TabularMLP
-from lightning_bce.callbacks import PerClassLossMonitor
+from lightning_bce.callbacks import HardExamples, PerClassLossMonitor, RunRecorder
 
 SAMPLES, FEATURES, LABELS, HIDDEN = 256, 256, 100, (768, 768, 256)
 WARM_UP = 10  # steps that are not counted
+_CALLBACKS: dict[str, Callable[[], pl.Callback]] = {
+    "monitor": lambda: PerClassLossMonitor(stages=["train"], print_table=False),
+    "recorder": lambda: RunRecorder(folder=tempfile.gettempdir()),
+    "all": lambda: RunRecorder(["train"], folder=tempfile.gettempdir()),
+    "hard": lambda: HardExamples(stages=["train"], folder=tempfile.gettempdir()),
+}
 
 
 class Bare(pl.LightningModule):
@@ -79,7 +89,7 @@ def fit(name: str, data: DataLoader[Any], steps: int) -> Clock:
     clock = Clock()
     bare = {"torch": torch.nn.BCEWithLogitsLoss, "ours": BCEWithLogitsLoss}.get(name)
     module = BinaryClassifier(model, num_labels=LABELS) if bare is None else Bare(model, bare())
-    monitor = [PerClassLossMonitor(stages=["train"], print_table=False)] if name == "monitor" else []
+    watching = _CALLBACKS.get(name)
     trainer = pl.Trainer(
         max_steps=WARM_UP + steps + 1,
         accelerator="cpu",
@@ -87,7 +97,7 @@ def fit(name: str, data: DataLoader[Any], steps: int) -> Clock:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*monitor, clock],
+        callbacks=[clock] if watching is None else [watching(), clock],
     )
     gc.collect()
     trainer.fit(module, data)
@@ -112,6 +122,9 @@ def main(arguments: list[str]) -> None:
         "ours": "bare module, our loss",
         "classifier": "BinaryClassifier",
         "monitor": "and PerClassLossMonitor",
+        "recorder": "or RunRecorder",
+        "all": "or RunRecorder of training",
+        "hard": "or HardExamples",
     }
     clocks: dict[str, list[Clock]] = {name: [] for name in names}
     for _ in range(options.rounds):
