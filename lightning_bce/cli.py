@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 import lightning.pytorch.loggers as _loggers
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -33,6 +33,7 @@ from lightning_bce._version import __version__
 from lightning_bce.callbacks import (
     ExactResume,
     FiniteGuard,
+    LiveLossTable,
     NotFiniteError,
     PerClassLossMonitor,
     PredictionWriter,
@@ -281,6 +282,8 @@ class BinaryCLI(LightningCLI):
         kinds: list[type[pl.Callback]] = [] if subcommand == "predict" else [PerClassLossMonitor, RunRecorder]
         kinds += [ExactResume, FiniteGuard] if subcommand == "fit" else []
         extra = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in callbacks)]
+        if subcommand == "fit" and shows_a_table(given, callbacks):
+            extra.append(LiveLossTable())
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
         if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             extra += self._checkpoint_callbacks()
@@ -461,6 +464,21 @@ def _read_checkpoint(path: str, parser: LightningArgumentParser) -> dict[str, An
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         parser.error(f"{path!r} is no checkpoint of Lightning: it has no 'state_dict'.")
     return checkpoint
+
+
+def shows_a_table(trainer: Any, callbacks: Sequence[Any]) -> bool:
+    """Return whether there is a terminal, with Lightning's own bar or a rich one of the user's, and no table yet.
+
+    Args:
+        trainer: What was said of the trainer.
+        callbacks: Those of the user.
+    """
+    if trainer.get("enable_progress_bar") is False or not sys.stdout.isatty():
+        return False
+    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    return all(isinstance(bar, RichProgressBar) for bar in bars) and not any(
+        isinstance(callback, LiveLossTable) for callback in callbacks
+    )
 
 
 def _with_whole_checkpoints(trainer: Any) -> Any:

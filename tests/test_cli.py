@@ -16,10 +16,13 @@ import pytest
 import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
 import torch
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from lightning_bce import BinaryClassifier, FocalLoss
-from lightning_bce.cli import main
+from lightning_bce.callbacks import LiveLossTable, PerClassLossMonitor
+from lightning_bce.cli import main, shows_a_table
 from lightning_bce.data import TableDataModule
+from lightning_bce.record import read_run
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 TABLE = ["--data=TableDataModule", "--data.path=table.csv", "--data.positive=yes", "--data.batch_size=33"]
@@ -71,6 +74,10 @@ def test_fit_trains_tests_and_leaves_logs_a_configuration_and_a_checkpoint(capsy
     shown = capsys.readouterr().out
     assert "test_AveragePrecision" in shown and str(checkpoint) in shown
     assert (run / "metrics.csv").exists() and list(run.glob("events.*"))
+    record = read_run(run)
+    assert [line.stage for line in record.history] == ["val", "train", "val", "train"]
+    assert sorted(record.evaluations) == ["test", "val"] and record.evaluations["test"].metrics["test_loss"] > 0
+    assert "resolved/threshold" in yaml.safe_load((run / "hparams.yaml").read_text())
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["loss"]["init_args"]["gamma"] == 1.5
     logged = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train_loss", "val_loss", "val_log_loss", "val_AUROC", "test_loss"} <= set(logged)
@@ -411,3 +418,12 @@ def test_multi_label_tables_are_predicted_label_by_label():
         "decision_second",
     ]
     assert all(math.isfinite(float(row["probability_second"])) for row in predictions())
+
+
+def test_a_live_table_is_shown_where_a_terminal_has_a_rich_bar(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert shows_a_table({}, [PerClassLossMonitor()]) and shows_a_table({}, [RichProgressBar()])
+    assert not shows_a_table({"enable_progress_bar": False}, [])
+    assert not shows_a_table({}, [TQDMProgressBar()]) and not shows_a_table({}, [LiveLossTable()])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert not shows_a_table({}, [])

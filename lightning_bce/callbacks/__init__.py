@@ -8,6 +8,7 @@ from lightning_bce.callbacks.exact_resume import ExactResume as ExactResume
 from lightning_bce.callbacks.finite_guard import FiniteGuard as FiniteGuard
 from lightning_bce.callbacks.finite_guard import NotFiniteError as NotFiniteError
 from lightning_bce.callbacks.hard_examples import HardExamples as HardExamples
+from lightning_bce.callbacks.live_loss_table import LiveLossTable as LiveLossTable
 from lightning_bce.callbacks.loss_schedule import LossSchedule as LossSchedule
 from lightning_bce.callbacks.per_class_loss_monitor import PerClassLossMonitor as PerClassLossMonitor
 from lightning_bce.callbacks.prediction_writer import PredictionWriter as PredictionWriter

@@ -140,11 +140,17 @@ def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, max_rows: in
                 break
         console.print(table)
         if plain:
-            text = "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
-            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            write_plain("\n".join(line.rstrip() for line in lines.getvalue().splitlines()))
         sys.stdout.flush()
     except (OSError, ValueError) as error:  # a closed pipe, a full disk, a closed file
         warnings.warn(f"The loss table could not be printed ({error}). `monitor.table()` returns it.", stacklevel=2)
+
+
+def write_plain(text: str) -> None:
+    """Write a text and a line feed to ``sys.stdout`` as it is now, what its encoding does not have written out."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
 
 
 def count(weight: float) -> str:

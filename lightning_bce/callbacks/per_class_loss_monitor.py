@@ -19,11 +19,8 @@ from lightning_bce.callbacks.steps import (
     checked_count,
     checked_loss,
     checked_stages,
-    loss_to_look_at,
     name_of,
-    read_step,
-    sums_of,
-    traceless,
+    sums_of_step,
 )
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics import LossTracker
@@ -211,7 +208,9 @@ class PerClassLossMonitor(StageCallback):
         dataloader_idx: int,
     ) -> None:
         """Add the sums of a batch."""
-        sums = self._sums(stage, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        at = (batch, batch_idx, dataloader_idx)
+        sums, loss = sums_of_step(type(self).__name__, self.loss, stage, trainer, pl_module, outputs, *at)
+        self._loss_name = name_of(loss)
         labels = sums.loss.shape[0]
         trackers = self._trackers.setdefault(stage, {})
         if dataloader_idx not in trackers:
@@ -224,19 +223,6 @@ class PerClassLossMonitor(StageCallback):
                 "Every batch of a dataloader needs the same labels; mark unknown ones by `ignore_index` or a mask."
             )
         trackers[dataloader_idx].update(sums)
-
-    def _sums(
-        self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *at: Any
-    ) -> LossSums:
-        sums = sums_of(outputs) if self.loss is None else None
-        if sums is not None:
-            self._loss_name = name_of(getattr(pl_module, "loss", None))
-            return sums
-        logits, target, weight, mask = read_step(type(self).__name__, stage, trainer, pl_module, outputs, *at)
-        loss = loss_to_look_at(type(self).__name__, self.loss, stage, pl_module)
-        self._loss_name = name_of(loss)
-        with traceless(loss, logits) as scores:
-            return loss.sums(scores, target, weight, mask=mask)
 
     def end(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, num_dataloaders: int) -> None:
         """Log the epoch."""

@@ -194,6 +194,38 @@ def loss_to_look_at(owner: str, given: BinaryLoss | None, stage: Stage, pl_modul
     )
 
 
+def sums_of_step(
+    owner: str,
+    given: BinaryLoss | None,
+    stage: Stage,
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    outputs: Any,
+    *at: Any,
+) -> tuple[LossSums, Any]:
+    """Return the sums of a step, its own or those of a loss on its logits and target, and whose they are.
+
+    Args:
+        owner: The callback that asks, for errors.
+        given: Its own loss, or None.
+        stage: Which step returned.
+        trainer: The one that runs it.
+        pl_module: Whose step it is.
+        outputs: What it returned.
+        *at: The batch, its number and that of its dataloader.
+
+    Raises:
+        TypeError: If there is nothing to compute them of, or by.
+    """
+    sums = sums_of(outputs) if given is None else None
+    if sums is not None:
+        return sums, getattr(pl_module, "loss", None)
+    logits, target, weight, mask = read_step(owner, stage, trainer, pl_module, outputs, *at)
+    loss = loss_to_look_at(owner, given, stage, pl_module)
+    with traceless(loss, logits) as scores:
+        return loss.sums(scores, target, weight, mask=mask), loss
+
+
 @contextmanager
 def traceless(loss: BinaryLoss, logits: Tensor) -> Iterator[Tensor]:
     """Give the scores that a loss takes and, inside, leave no trace: no graph, no mode, no random number drawn."""
