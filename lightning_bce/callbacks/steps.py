@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_bce.data.own_rows import first_rows, own_rows
 from lightning_bce.losses import BinaryLoss, LossSums
+from lightning_bce.metrics.untouched import untouched
 
 Stage = Literal["train", "val", "test"]
 T = TypeVar("T")
@@ -229,14 +230,8 @@ def sums_of_step(
 @contextmanager
 def traceless(loss: BinaryLoss, logits: Tensor) -> Iterator[Tensor]:
     """Give the scores that a loss takes and, inside, leave no trace: no graph, no mode, no random number drawn."""
-    modes = {module: module.training for module in loss.modules()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[logits.device] if logits.is_cuda else []):
-        try:
-            loss.eval()
-            yield logits.detach() if loss.input_space == "logits" else torch.sigmoid(logits.detach().float())
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    with torch.no_grad(), untouched(loss, logits.device):
+        yield logits.detach() if loss.input_space == "logits" else torch.sigmoid(logits.detach().float())
 
 
 def _part(name: str, outputs: Mapping[str, Any], pl_module: pl.LightningModule, batch: Any) -> Any:

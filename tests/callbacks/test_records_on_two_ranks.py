@@ -9,7 +9,7 @@ from foreign_lightning import Foreign, a_trainer, samples
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_bce import BinaryClassifier
-from lightning_bce.callbacks import HardExamples, RunRecorder
+from lightning_bce.callbacks import HardExamples, LiveLossTable, RunRecorder
 from lightning_bce.losses import BCEWithLogitsLoss
 from lightning_bce.record import read_run
 
@@ -55,6 +55,11 @@ def evaluate_on_this_rank(rank, parts, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test"}
     told = evaluate(folder, [parts[rank], parts[0] if rank == 0 else [], []], strategy="ddp", devices=2)
+    live, recorder = LiveLossTable(), RunRecorder(folder=f"{folder}/fit")
+    trainer = a_trainer(live, recorder, strategy="ddp", devices=2)
+    trainer.fit(BinaryClassifier(torch.nn.Linear(5, 1)), *[DataLoader(rows(), batch_size=4)] * 2)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    told["fit"] = live.epochs[0], [(line.stage, line.metrics) for line in recorder.history], logged
     if rank == 0:
         os.fsync = None  # a disk that fails
     try:
@@ -84,6 +89,14 @@ def test_two_ranks_record_what_one_process_does(on_two_ranks, tmp_path):
         assert result["logged"] == pytest.approx(alone["logged"], rel=1e-5)
         assert result["rows"] == results[0]["rows"]
     assert results[0]["failed"] and results[1]["failed"].startswith("The first rank could not write the record")
+
+    for epoch, history, logged in (result["fit"] for result in results):
+        assert (epoch.train, epoch.val) == pytest.approx((logged["train_loss"], logged["val_loss"]), rel=1e-6)
+        assert epoch.negative + epoch.positive == pytest.approx(epoch.val)
+        assert [stage for stage, _ in history] == ["val", "train"] and history[1][1]["train_loss"] == logged[
+            "train_loss"
+        ]
+    assert len(read_run(tmp_path / "two" / "fit").history) == 2
 
     hard, expected = results[0]["hard"], alone["hard"]
     assert [row["id"] for row in hard[0]] == [row["id"] for row in expected[0]]  # numbers of rows
