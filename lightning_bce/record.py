@@ -191,7 +191,7 @@ def begin_record(folder: str | os.PathLike[str], step: int) -> None:
             path.unlink(missing_ok=True)
     elif history.is_file():
         lines = history.read_text(encoding="utf-8").split("\n")[:-1]  # what a crash cut short is no line
-        kept = [line for line in lines if line and Evaluation.from_json(line).step <= step]
+        kept = [line for line in lines if line and not _is_after(line, step)]
         with whole_file(history) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
 
@@ -256,13 +256,24 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     return RunRecord(path, history, evaluations)
 
 
+def _is_after(line: str, step: int) -> bool:
+    try:
+        return Evaluation.from_json(line).step > step
+    except ValueError:  # damaged: no reason not to train, and whoever reads it is told
+        return False
+
+
 def _evaluations_in(place: Path) -> list[Path]:
     return sorted(path for path in place.glob("*.json") if re.fullmatch(r"(train|val|test)(_[1-9]\d*)?", path.stem))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        if not value.isfinite().all():
+            return _plain(value.tolist())
+        # Counts as whole numbers, most of which are 0: half of the file, and of the time.
+        whole = torch.equal(value, value.round()) and bool((value.abs() < 2**53).all())
+        return (value.long() if whole else value).tolist()
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

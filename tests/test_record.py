@@ -11,6 +11,7 @@ from lightning_bce.record import (
     LossDistribution,
     Reliability,
     Scores,
+    begin_record,
     read_run,
     write_evaluation,
 )
@@ -55,6 +56,11 @@ def test_an_evaluation_comes_back_to_the_last_digit(tmp_path):
     assert record.evaluations["val"].scores.edges[0] == -math.inf
 
 
+def test_whole_numbers_come_back_as_they_were_however_large(tmp_path):
+    loss = torch.tensor([[0.0, 3.0], [1e300, -(2.0**60)]], dtype=torch.float64)
+    assert torch.equal(Evaluation.from_json(an_evaluation(labels=2, loss=loss).to_json()).loss, loss)
+
+
 def test_the_history_keeps_every_epoch_without_the_curves(tmp_path):
     epochs = [an_evaluation(epoch=epoch) for epoch in range(3)]
     for evaluation in epochs:
@@ -89,3 +95,23 @@ def test_a_folder_without_a_record_says_what_to_do(tmp_path):
     write_evaluation(tmp_path / "version_3", an_evaluation())
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*version_3\?"):
         read_run(tmp_path)
+
+
+def test_a_damaged_line_does_not_stop_a_training_that_goes_on(tmp_path):
+    for epoch in range(3):
+        write_evaluation(tmp_path, an_evaluation(epoch=epoch))
+    path = tmp_path / "record" / "history.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "damaged", lines[1], lines[2], lines[2][:50]]))
+    begin_record(tmp_path, step=7)
+    assert path.read_text().splitlines() == [lines[0], "damaged", lines[1]]
+    with pytest.raises(ValueError, match=r"history.jsonl', line 2"):
+        read_run(tmp_path)
+    begin_record(tmp_path, step=0)
+    assert list((tmp_path / "record").iterdir()) == []
+
+
+def test_what_is_no_point_in_time_has_no_line(tmp_path):
+    write_evaluation(tmp_path, an_evaluation("test", dataloader=2), history=False)
+    record = read_run(tmp_path)
+    assert record.history == [] and list(record.evaluations) == ["test_2"]
