@@ -1,4 +1,4 @@
-"""Names of labels: where they come from, and how they are shown without doing harm."""
+"""Names of labels: where they come from, and which are refused."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 
+from lightning_bce.visible import visible
+
 _OF_A_LABEL = re.compile(r"(^|_)(loss_class|loss_share|count)(_negative|_positive)?/")
-
-
-def visible(text: str) -> str:
-    r"""Return text with control and invisible characters written out, so that it cannot steer a terminal.
-
-    Args:
-        text: Anything, such as a column name of a file.
-
-    Returns:
-        The text; printable characters, blanks and non-ASCII letters stay as they are.
-
-    Example:
-        >>> visible("caf\u00e9\x1b[31m")
-        'café\\x1b[31m'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def checked_names(names: Sequence[str], owner: str) -> list[str]:

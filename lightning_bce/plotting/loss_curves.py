@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_bce.losses import BinaryLoss, RowLoss
+from lightning_bce.plotting.text_panels import panel
 from lightning_bce.spec import load_class
 
 if TYPE_CHECKING:
@@ -155,22 +156,9 @@ def text_losses(losses: Mapping[str, BinaryLoss], limit: float = 8.0, width: int
     marks = {name: _MARKS[i % len(_MARKS)] for i, name in enumerate(losses)}
     lines = [f"{marks[name]} {name}" for name in losses]
     for title, field in _PANELS.items():
-        lines += ["", title, *_panel({marks[n]: getattr(c, field) for n, c in curves.items()}, inner, height)]
+        lines += ["", title, *panel({marks[n]: getattr(c, field).tolist() for n, c in curves.items()}, inner, height)]
         lines.append(" " * 9 + f"{-limit:<{inner // 2}g}{limit:>{inner - inner // 2}g}")
     return "\n".join(lines)
-
-
-def _panel(curves: Mapping[str, Tensor], width: int, height: int) -> Iterator[str]:
-    everything = torch.cat(list(curves.values()))
-    low, high = min(everything.min().item(), 0.0), max(everything.max().item(), 0.0)
-    step = (high - low) / (height - 1) or 1.0
-    grid = [[" "] * width for _ in range(height)]
-    for mark, values in curves.items():
-        for column, value in enumerate(values.tolist()):
-            grid[round((high - value) / step)][column] = mark
-    for row, cells in enumerate(grid):
-        label = f"{high - row * step:8.3g}" if row in (0, height - 1) else " " * 8
-        yield f"{label}|{''.join(cells)}".rstrip()
 
 
 def loss_from_text(text: str) -> BinaryLoss:
