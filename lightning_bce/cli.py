@@ -1,4 +1,4 @@
-"""The lightning-bce command: fit, validate, test and predict, configured by flags and YAML; plot draws losses.
+"""The lightning-bce command: fit, validate, test and predict, configured by flags and YAML; plot and report on runs.
 
 Only introduces the parts to each other: the data's labels to the model, the checkpoint's arguments to the module.
 """
@@ -23,7 +23,7 @@ import lightning.pytorch.loggers as _loggers
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -43,6 +43,8 @@ from lightning_bce.callbacks.label_names import of_single_label
 from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError, check_whole
 from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.plot_command import plot
+from lightning_bce.provenance import write_provenance
+from lightning_bce.report.command import report
 from lightning_bce.safe_yaml import check_yaml
 from lightning_bce.spec import Spec, SpecError, call_factory, load_class
 from lightning_bce.suggest import nearest_flag, nearest_name, shortened
@@ -83,6 +85,26 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(_USAGE)
 
 
+class SaveRun(SaveConfigCallback):
+    """Lightning's, which leaves the configuration in the run folder, and beside it what was typed.
+
+    Args:
+        command: By argument.
+        options: Lightning's.
+    """
+
+    def __init__(self, *args: Any, command: Sequence[str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._command = command
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write both."""
+        super().setup(trainer, pl_module, stage)
+        folder = trainer.log_dir  # all ranks have to ask
+        if folder is not None and stage == "fit" and trainer.is_global_zero:
+            write_provenance(folder, self._command)
+
+
 class BinaryCLI(LightningCLI):
     """LightningCLI for :class:`BinaryClassifier`, or a subclass of it, on any LightningDataModule.
 
@@ -121,7 +143,8 @@ class BinaryCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRun,
+            save_config_kwargs={"overwrite": True, "command": ["lightning-bce", *self._given]},
             parser_class=Parser,
             parser_kwargs={"prog": "lightning-bce", "version": __version__, "description": __doc__},
             trainer_defaults={"max_epochs": 20, "log_every_n_steps": 10, "default_root_dir": "runs"},
@@ -372,6 +395,8 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
     given = sys.argv[1:] if args is None else args
     if given[:1] == ["plot"]:
         plot(given[1:])
+    elif given[:1] == ["report"]:
+        report(given[1:])
     else:
         try:
             BinaryCLI(model_class, args)

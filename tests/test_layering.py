@@ -20,6 +20,7 @@ FLOORS = {
     "files": 0,
     "losses": 1,
     "record": 1,
+    "provenance": 1,
     "metrics": 1,
     "checkpoints": 2,
     "exportable": 2,
@@ -33,6 +34,7 @@ FLOORS = {
     "callbacks": 3,
     "classifier": 3,
     "plot_command": 3,
+    "report": 3,
     "cli": 4,
     "__main__": 5,
 }
