@@ -133,3 +133,15 @@ def test_the_python_of_the_readme_runs():
 def test_the_picture_of_the_readme_is_drawn(example):
     example("loss_shares").main("picture.png", max_epochs=1)
     assert Path("picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("name", "labels"), [("digits", 1), ("digit_labels", 10)])
+def test_a_run_is_drawn_and_reported_as_the_readme_says(name, labels, capsys):
+    main(["fit", f"--config={ROOT / 'examples' / f'{name}.yaml'}", "--trainer.max_epochs=2", *QUIET])
+    main(["report", "runs/version_0"])
+    main(["plot", "run", "runs/version_0", "--text"])
+    page = Path("runs/version_0/report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == (10 if labels == 1 else 11)  # and the samples that cost the most, as images
+    assert f"lightning-bce fit --config={ROOT}/examples/{name}.yaml" in page and "class_path: lightning_bce" in page
+    assert ("digit 8" if labels == 1 else "10 labels; test set") in page
+    assert "The validation loss is lowest in epoch" in capsys.readouterr().out
