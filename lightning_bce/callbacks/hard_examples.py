@@ -25,6 +25,7 @@ from lightning_bce.callbacks.steps import (
     checked_loss,
     checked_stages,
     gathered,
+    judged_logits,
     loss_to_look_at,
     on_first_rank,
     read_step,
@@ -211,7 +212,7 @@ class HardExamples(StageCallback):
         self._names = label_names(self.class_names, pl_module, labels)
         parts = {
             "code": torch.arange(len(step.logits), device=elements.device) + (batch_idx << _SHIFT),
-            **_shown(step, loss),
+            **_shown(step, loss, judged_logits(trainer, pl_module, step.logits)),
         }
         image = _images(pl_module, batch, len(step.logits)) if self.pictures else None
         if image is not None:
@@ -427,7 +428,7 @@ def _by_sample(losses: Tensor, known: Tensor | None, reduction: str) -> tuple[Te
     return values, by_label.argmax(1)
 
 
-def _shown(step: Step, loss: BinaryLoss) -> dict[str, Tensor]:
+def _shown(step: Step, loss: BinaryLoss, judged: Tensor) -> dict[str, Tensor]:
     """Return target and probability of each sample and label, (N, C), means over known positions; NaN if unknown."""
     known = loss.observed(step.logits, step.target, step.mask)
     shape = (len(step.logits), step.logits.shape[1] if step.logits.ndim > 1 else 1, -1 if step.logits.numel() else 1)
@@ -438,7 +439,7 @@ def _shown(step: Step, loss: BinaryLoss) -> dict[str, Tensor]:
 
     return {
         "target": means(step.target, None if known is None else known.expand(step.logits.shape)),
-        "probability": means(torch.sigmoid(step.logits.float()), None),
+        "probability": means(torch.sigmoid(judged.float()), None),
     }
 
 

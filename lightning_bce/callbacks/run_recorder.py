@@ -21,6 +21,7 @@ from lightning_bce.callbacks.steps import (
     agreed,
     checked_loss,
     checked_stages,
+    judged_logits,
     loss_to_look_at,
     name_of,
     on_first_rank,
@@ -227,7 +228,7 @@ class RunRecorder(StageCallback):
                 sums = loss.sums(scores, *step[1:3], mask=step.mask)
         parts[dataloader_idx].tracker.update(sums)
         if stage in self.stages:
-            parts[dataloader_idx].file(step, loss, _judged(trainer, pl_module, step.logits))
+            parts[dataloader_idx].file(step, loss, judged_logits(trainer, pl_module, step.logits))
 
     def end(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule, num_dataloaders: int) -> None:
         """Add up the ranks, and log the shares of what is hard."""
@@ -381,15 +382,6 @@ def _threshold_of(pl_module: pl.LightningModule) -> Any:
     """Return the module's thresholds, or None."""
     found = getattr(getattr(pl_module, "decision", None), "threshold", None)
     return getattr(pl_module, "threshold", None) if found is None else found
-
-
-def _judged(trainer: pl.Trainer, pl_module: pl.LightningModule, logits: Tensor) -> Tensor:
-    """Return what probabilities are made of: outside of ``fit`` calibrated logits, where the module calibrates."""
-    calibrate = getattr(getattr(getattr(pl_module, "decision", None), "calibration", None), "logits", None)
-    if trainer.state.fn == "fit" or not callable(calibrate):
-        return logits
-    calibrated: Tensor = calibrate(logits)
-    return calibrated
 
 
 def _metrics_of(stage: Stage, index: int, several: bool, logged: Mapping[str, Tensor]) -> dict[str, float]:

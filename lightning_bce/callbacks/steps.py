@@ -227,6 +227,15 @@ def sums_of_step(
         return loss.sums(scores, target, weight, mask=mask), loss
 
 
+def judged_logits(trainer: pl.Trainer, pl_module: pl.LightningModule, logits: Tensor) -> Tensor:
+    """Return what probabilities are made of: outside of ``fit`` calibrated logits, where the module calibrates."""
+    calibrate = getattr(getattr(getattr(pl_module, "decision", None), "calibration", None), "logits", None)
+    if trainer.state.fn == "fit" or not callable(calibrate):
+        return logits
+    calibrated: Tensor = calibrate(logits)
+    return calibrated
+
+
 @contextmanager
 def traceless(loss: BinaryLoss, logits: Tensor) -> Iterator[Tensor]:
     """Give the scores that a loss takes and, inside, leave no trace: no graph, no mode, no random number drawn."""

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bce import BinaryClassifier, TabularMLP
-from lightning_bce.callbacks import PerClassLossMonitor, RunRecorder
+from lightning_bce.callbacks import HardExamples, PerClassLossMonitor, RunRecorder
 from lightning_bce.losses import BCEWithLogitsLoss, DiceLoss, FocalLoss
 from lightning_bce.metrics import LossProfile, ScoreHistogram
 from lightning_bce.record import read_run
@@ -259,3 +259,29 @@ def test_listeners_get_each_evaluation_when_it_is_complete(tmp_path):
 def test_wrong_options_are_refused(options, kind, error):
     with pytest.raises(kind, match=error):
         RunRecorder(**options)
+
+
+def test_outside_of_fit_probabilities_and_thresholds_are_those_of_the_decision(tmp_path):
+    class Calibration(torch.nn.Module):
+        def logits(self, logits):
+            return logits + 20  # everybody is a positive
+
+    class Decision(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calibration = Calibration()
+            self.register_buffer("threshold", torch.tensor([0.25, 0.5, 0.75]))
+
+    classifier = a_classifier()
+    classifier.decision = Decision()
+    recorder, hard = RunRecorder(), HardExamples(k=3)
+    trainer = a_trainer(recorder, hard, default_root_dir=tmp_path)
+    trainer.fit(classifier, data(), data())
+    raw = recorder.evaluations["val"][0]
+    trainer.test(classifier, data(), verbose=False)
+    calibrated = recorder.evaluations["test"][0]
+    assert raw.threshold.tolist() == calibrated.threshold.tolist() == [0.25, 0.5, 0.75]
+    assert raw.confusion[:, :, 1].sum() < 33 * LABELS == calibrated.confusion[:, :, 1].sum()
+    assert raw.reliability.probability.sum() < 33 * LABELS * 0.999 < calibrated.reliability.probability.sum()
+    assert min(hard.summary("test")[0]["probability"].values()) > 0.999 > min(hard.summary()[0]["probability"].values())
+    assert_close(calibrated.loss.sum() / calibrated.weight.sum(), trainer.callback_metrics["test_loss"].double())
