@@ -11,5 +11,6 @@ from lightning_bce.callbacks.hard_examples import HardExamples as HardExamples
 from lightning_bce.callbacks.live_loss_table import LiveLossTable as LiveLossTable
 from lightning_bce.callbacks.loss_schedule import LossSchedule as LossSchedule
 from lightning_bce.callbacks.per_class_loss_monitor import PerClassLossMonitor as PerClassLossMonitor
+from lightning_bce.callbacks.picture_logger import PictureLogger as PictureLogger
 from lightning_bce.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lightning_bce.callbacks.run_recorder import RunRecorder as RunRecorder
