@@ -3,6 +3,12 @@
 from lightning_bce._version import __version__ as __version__
 from lightning_bce.classifier import Batch as Batch
 from lightning_bce.classifier import BinaryClassifier as BinaryClassifier
+from lightning_bce.decision import Calibration as Calibration
+from lightning_bce.decision import Decision as Decision
+from lightning_bce.decision import Objective as Objective
+from lightning_bce.decision import fit_calibration as fit_calibration
+from lightning_bce.decision import fit_thresholds as fit_thresholds
+from lightning_bce.decision import tune_thresholds as tune_thresholds
 from lightning_bce.losses import AsymmetricLoss as AsymmetricLoss
 from lightning_bce.losses import AUCMarginLoss as AUCMarginLoss
 from lightning_bce.losses import BCEFocalLoss as BCEFocalLoss

@@ -23,6 +23,7 @@ FLOORS = {
     "provenance": 1,
     "metrics": 1,
     "checkpoints": 2,
+    "decision": 2,
     "exportable": 2,
     "models": 2,
     "data": 2,
@@ -39,7 +40,7 @@ FLOORS = {
     "__main__": 5,
 }
 NEXT_DOOR = {("metrics", "losses")}  # a metric is of a loss; the loss knows nothing of it
-WITHOUT_LIGHTNING = {"engine", "losses", "metrics", "exportable"}
+WITHOUT_LIGHTNING = {"decision", "engine", "losses", "metrics", "exportable"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 
 

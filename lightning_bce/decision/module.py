@@ -1,0 +1,100 @@
+"""Decision: what a classifier does with logits: probabilities, and which of them are positive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_bce.decision.calibration import Calibration
+from lightning_bce.decision.float32 import KeepsPrecision
+
+
+class Decision(KeepsPrecision):
+    """Probabilities and decisions from logits, by a calibration and a threshold for each label.
+
+    Both are buffers: a checkpoint holds them, ``torch.export`` and ONNX take them along. A checkpoint from before there
+    were such loads too, and leaves what the constructor was given.
+
+    Args:
+        num_labels: Number of labels C.
+        threshold: A probability above it is a positive decision; in [0, 1], one for all labels or one for each.
+
+    Raises:
+        ValueError: If a threshold lies outside [0, 1], or there are not as many as labels.
+
+    Example:
+        >>> probability, decision = Decision(num_labels=2, threshold=[0.5, 0.2])(torch.tensor([[-1.0, -1.0]]))
+        >>> probability, decision
+        (tensor([[0.2689, 0.2689]]), tensor([[False,  True]]))
+    """
+
+    threshold: Tensor
+    given: Tensor
+
+    def __init__(self, num_labels: int = 1, threshold: float | Sequence[float] = 0.5) -> None:
+        super().__init__()
+        self.num_labels = num_labels
+        self.calibration = Calibration(num_labels)
+        self.register_buffer("threshold", _thresholds(threshold, num_labels))
+        self.register_buffer("given", self.threshold.clone(), persistent=False)
+
+    def set_threshold(self, threshold: float | Sequence[float] | Tensor) -> None:
+        """Decide by other thresholds from now on.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        with torch.inference_mode(False):
+            self.threshold = _thresholds(threshold, self.num_labels).to(self.threshold.device)
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probability in float32 and the decision; one label gives (N,), C labels (N, C, ...).
+
+        Args:
+            logits: (N,), (N, 1) or (N, C, ...).
+        """
+        if self.num_labels == 1 and logits.ndim == 2:
+            logits = logits.squeeze(1)
+        probability = self.calibration(logits)
+        return probability, self.decide(probability)
+
+    def decide(self, probability: Tensor, *, as_given: bool = False) -> Tensor:
+        """Return where a probability, (N,), (N, 1) or (N, C, ...), is above its threshold.
+
+        Args:
+            probability: Of each label.
+            as_given: Whether by the constructor's thresholds, and not by those that are set.
+        """
+        threshold = self.given if as_given else self.threshold
+        return probability > threshold.reshape(-1, *[1] * max(0, probability.ndim - 2))
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the thresholds are others than the constructor was given. Waits for the device."""
+        return not torch.equal(self.threshold, self.given)
+
+    def extra_repr(self) -> str:
+        """Return what the representation shows."""
+        return f"num_labels={self.num_labels}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}threshold", self.threshold)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _thresholds(threshold: Any, num_labels: int) -> Tensor:
+    try:
+        values = torch.as_tensor(threshold, dtype=torch.float32).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`threshold` is {threshold!r}; a number or a list of numbers was expected.") from error
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != num_labels):
+        raise ValueError(
+            f"`threshold` has shape {tuple(values.shape)} and there are {num_labels} label(s); one number, or a list "
+            "of one for each label was expected."
+        )
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        raise ValueError(f"`threshold` is {threshold}; a probability in [0, 1] was expected.")
+    return values.expand(num_labels).clone()
