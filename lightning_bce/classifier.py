@@ -18,8 +18,9 @@ from torchmetrics import Metric
 
 from lightning_bce.checkpoints import check_finite, check_whole, trusted
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
+from lightning_bce.decision import Decision
 from lightning_bce.engine.compiler import reason_against
-from lightning_bce.exportable import Exportable, probability_of
+from lightning_bce.exportable import Exportable
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
@@ -66,7 +67,15 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     smaller batches: a warning says so. Nor can they for terms of a combined loss that count differently ("mean" beside
     "batchmean", elements beside rows) where labels are unknown: a batch then weighs what it counts for the leading one.
 
-    The checkpoint holds what is needed to build the module again: ``BinaryClassifier.load_from_checkpoint(path)``.
+    Probabilities and decisions are those of :attr:`decision`: the calibration and the thresholds that
+    ``ProbabilityCalibrator`` and ``ThresholdTuner`` fit on validation rows, and that a checkpoint keeps. Prediction,
+    test, ``trainer.validate`` and :meth:`exportable` use them; metrics of decisions get decisions, the others
+    calibrated probabilities, and where a calibration is fitted ``test_log_loss_calibrated`` (``val_...``) is logged
+    beside the ``test_log_loss`` of the logits. Validation within ``fit`` does not use them, because they were fitted
+    for the weights of an epoch before: it takes the sigmoid and the constructor's ``threshold``.
+
+    The checkpoint holds what is needed to build the module again: ``BinaryClassifier.load_from_checkpoint(path)``. With
+    ``threshold=...`` it takes that one in place of those that are stored.
 
     To adapt it, override one hook: :meth:`unpack_batch` for batches of another form, :meth:`forward` for a model that
     is called differently, ``configure_optimizers`` for anything that ``optimizer`` and ``lr_scheduler`` cannot say.
@@ -81,9 +90,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         lr_scheduler_interval: Whether the scheduler moves each "epoch" or each "step".
         monitor: The logged value that a ReduceLROnPlateau scheduler watches.
         metrics: Names of torchmetrics' classification metrics without the prefix Binary or Multilabel, or metric
-            objects. None takes Accuracy, AveragePrecision, AUROC, F1Score, MatthewsCorrCoef and, for one label,
-            CalibrationError; an empty list none.
-        threshold: A probability above it is a positive decision; in [0, 1].
+            objects, which keep a threshold of their own. None takes Accuracy, AveragePrecision, AUROC, F1Score,
+            MatthewsCorrCoef and, for one label, CalibrationError; an empty list none.
+        threshold: A probability above it is a positive decision; in [0, 1], one for all labels or one for each.
         class_names: One name for each label, for logs and tables. None is label_0, label_1, ...
         compile_model: Whether torch.compile makes kernels of the model and of the loss when a trainer runs them; not of
             the classifier around them. The checkpoint is the same without it. The loss of a first batch is not
@@ -112,15 +121,13 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         monitor: str = "val_loss",
         metrics: Sequence[str | Metric] | None = None,
-        threshold: float = 0.5,
+        threshold: float | Sequence[float] = 0.5,
         class_names: Sequence[str] | None = None,
         compile_model: bool = False,
     ) -> None:
         super().__init__()
         if num_labels < 1:
             raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` is {threshold}; a probability in [0, 1] was expected.")
         if lr_scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"`lr_scheduler_interval` is {lr_scheduler_interval!r}; expected 'epoch' or 'step'.")
         if lr_scheduler is None and lr_scheduler_interval != "epoch":
@@ -136,9 +143,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self._lr_scheduler_interval = lr_scheduler_interval
         self._monitor = monitor
         self.num_labels = num_labels
-        self.threshold = float(threshold)
+        self.decision = Decision(num_labels, threshold)
+        # Nothing that the ranks would have to tell each other before each step.
+        self._ddp_params_and_buffers_to_ignore = [f"decision.{name}" for name, _ in self.decision.named_buffers()]
+        self._calibration: Tensor | None = None  # a part of the one that the epoch uses beside the plain probabilities
         self.class_names = _names(class_names, num_labels)
-        self._metrics = evaluation_metrics(metrics, num_labels, self.threshold)
+        self._metrics = evaluation_metrics(metrics, num_labels)
         # The plain cross-entropy of the validation set is not the one that is trained: it has no factors at all.
         self._log_loss = BCEWithLogitsLoss(ignore_index=self.loss.ignore_index, validate="off")
         self.compile_model = compile_model
@@ -260,7 +270,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         return self._step(batch, "test", batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Return ``probability`` in float32, ``decision`` and, where the batch has it, ``id``.
+        """Return the calibrated ``probability`` in float32, ``decision`` and, where the batch has it, ``id``.
 
         One label gives (N,), C labels (N, C, ...). Under several ranks ``trainer.predict`` returns to each the batches
         of its own rows: rank, rank + ranks, ... :class:`PredictionWriter` writes those of all, in order, once each.
@@ -268,21 +278,20 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         inputs, *_, identity = self.unpack_batch(batch)
         logits = self(inputs)
         self._check_labels(logits)
-        probability = probability_of(logits, self.num_labels)
+        probability, decision = self.decision(logits)
         own = self._own_rows("predict", batch_idx, dataloader_idx, probability)
-        probability = probability[:own]
-        outputs = {"probability": probability, "decision": probability > self.threshold}
+        outputs = {"probability": probability[:own], "decision": decision[:own]}
         return outputs if identity is None else {**outputs, "id": identity[:own]}
 
     def exportable(self) -> Exportable:
         """Return a copy of the trained model as a plain module: inputs in, ``(probability, decision)`` out.
 
-        Both are those of :meth:`predict_step`, with the threshold. For ``torch.export.export(module, (inputs,))``,
-        ``torch.onnx.export`` or as it is; it needs no Lightning.
+        Both are those of :meth:`predict_step`, with its calibration and thresholds. For ``torch.export.export(module,
+        (inputs,))``, ``torch.onnx.export`` or as it is; it needs no Lightning.
         """
         # The whole classifier only if a subclass calls the model in a way of its own.
         plain = type(self).forward is BinaryClassifier.forward
-        return Exportable(self.model if plain else self, num_labels=self.num_labels, threshold=self.threshold)
+        return Exportable(self.model if plain else self, self.decision)
 
     def _step(self, batch: Any, stage: Stage, batch_idx: int, dataloader_idx: int) -> dict[str, Any]:
         inputs, target, weight, mask, _ = self.unpack_batch(batch)
@@ -357,6 +366,18 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         """Have the loss check the values of its first batch."""
         self._recheck()
         self._window.forget()
+        self._warn_of_stale_decision()
+
+    def _warn_of_stale_decision(self) -> None:
+        fitted_again = {getattr(callback, "fits", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        held = {"threshold": self.decision.is_tuned, "calibration": self.decision.calibration.method is not None}
+        stale = [name for name, is_held in held.items() if is_held and name not in fitted_again]
+        if stale:
+            rank_zero_warn(
+                f"The {' and the '.join(stale)} that came with the weights were fitted for them as they are, and the "
+                "training changes them. Add ThresholdTuner or ProbabilityCalibrator to the trainer's callbacks.",
+                stacklevel=2,
+            )
 
     def on_validation_start(self) -> None:
         """Have the loss check the values of its first batch."""
@@ -383,10 +404,16 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted epoch left."""
         self._reset("val")
+        self._note_calibration()
 
     def on_test_epoch_start(self) -> None:
         """Forget what an interrupted epoch left."""
         self._reset("test")
+        self._note_calibration()
+
+    def _note_calibration(self) -> None:
+        calibration = self.decision.calibration
+        self._calibration = None if calibration.method is None or self._in_fit() else calibration.scale
 
     def on_train_epoch_end(self) -> None:
         """Log the exact loss of the epoch."""
@@ -422,6 +449,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
                 parts[f"loss/{name}"] = LossTracker(num_labels=term.num_rows(self.num_labels))
             if stage != "train":
                 parts["log_loss"] = LossTracker(num_labels=self.num_labels)
+                parts["log_loss_calibrated"] = LossTracker(num_labels=self.num_labels)
                 parts["metrics"] = self._metrics.clone()
             # In training mode, as all else is when Lightning looks for forgotten `eval()`s at the start of a fit.
             self._states[key] = nn.ModuleDict(parts).to(self.device).train()
@@ -446,7 +474,20 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         plain = type(self.loss) is BCEWithLogitsLoss and self.loss.is_log_loss and weight is None
         observed = self.loss.observed(logits, target, mask)
         state["log_loss"].update(sums if plain else self._log_loss.sums(logits, target, mask=observed))
-        state["metrics"].add(logits, target, observed)
+        probability, decision = self._judged(logits)
+        state["metrics"].add(probability, decision, target, observed)
+        if self._calibration is not None:
+            calibrated = self.decision.calibration.logits(logits)
+            state["log_loss_calibrated"].update(self._log_loss.sums(calibrated, target, mask=observed))
+
+    def _in_fit(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == "fit"
+
+    def _judged(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probability and decision in the shape of the logits, within `fit` as the constructor says."""
+        in_fit = self._in_fit()
+        probability = torch.sigmoid(logits.float()) if in_fit else self.decision.calibration(logits)
+        return probability, self.decision.decide(probability, as_given=in_fit)
 
     def _log_evaluation(self, stage: str, num_dataloaders: int) -> None:
         for index in range(num_dataloaders):
@@ -455,6 +496,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             log_loss = state["log_loss"].compute()
             self._log_loss_and_terms(stage, state, suffix)
             self._log_value(f"{stage}_log_loss{suffix}", log_loss["loss"])
+            # One that a callback has fitted in the meantime is its own to log.
+            if self._calibration is not None and self._calibration is self.decision.calibration.scale:
+                self._log_value(f"{stage}_log_loss_calibrated{suffix}", state["log_loss_calibrated"].compute()["loss"])
             seen = (log_loss["negative_weight"] > 0, log_loss["positive_weight"] > 0)
             for name, value in state["metrics"].means(*seen).items():
                 self._log_value(f"{stage}_{name}{suffix}", value)
@@ -488,6 +532,11 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         )
 
     @property
+    def threshold(self) -> Tensor:
+        """The thresholds that decisions are made by, (C,)."""
+        return self.decision.threshold
+
+    @property
     def _distributed(self) -> bool:
         return self.trainer.world_size > 1
 
@@ -507,7 +556,10 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         check_whole(checkpoint_path)
         if len(args) < 4:  # else it is among them
             kwargs["weights_only"] = trusted(checkpoint_path, kwargs.get("weights_only"))
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        found = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        if "threshold" in kwargs:
+            found.decision.keep_given()
+        return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that are not numbers."""

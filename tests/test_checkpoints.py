@@ -286,7 +286,7 @@ def test_every_option_comes_back(tmp_path):
         assert configured["lr_scheduler"]["interval"] == "step"
         assert module.threshold == 0.25
         assert module.class_names == ["good"]
-        assert set(module._metrics.keys()) == {"Recall", "FBetaScore"}
+        assert set(module._metrics) == {"Recall", "FBetaScore"}
         assert module._metrics["FBetaScore"].beta == 2.0
 
 
@@ -383,16 +383,21 @@ def test_the_file_holds_the_models_weights_and_plain_values_only(loss, tmp_path)
     )
     path = trained(classifier, tmp_path)
     checkpoint = read(path)
-    assert set(checkpoint["state_dict"]) == {f"model.{name}" for name in classifier.model.state_dict()}
+    parts = {name: getattr(classifier, name).state_dict() for name in ("model", "decision")}
+    assert set(checkpoint["state_dict"]) == {f"{part}.{name}" for part in parts for name in parts[part]}
     hyper_parameters = checkpoint["hyper_parameters"]
     assert is_plain(hyper_parameters), hyper_parameters
     assert is_plain(dict(classifier.hparams)), classifier.hparams
     assert hyper_parameters["optimizer"]["init_args"]["betas"] == [0.8, 0.9]
 
 
+def trained_names(checkpoint):
+    return {name for name in checkpoint["state_dict"] if not name.startswith("decision.")}
+
+
 def test_the_trainable_part_of_a_loss_is_in_the_file(tmp_path):
     checkpoint = read(trained(BinaryClassifier(nn.Linear(FEATURES, 1), LearntLoss()), tmp_path))
-    assert set(checkpoint["state_dict"]) == {"model.weight", "model.bias", "loss.scale"}
+    assert trained_names(checkpoint) == {"model.weight", "model.bias", "loss.scale"}
 
 
 def test_metric_states_stay_out_whatever_a_metric_wants(tmp_path):
@@ -400,7 +405,7 @@ def test_metric_states_stay_out_whatever_a_metric_wants(tmp_path):
     assert set(metric.state_dict()) == {"rows"}
     classifier = BinaryClassifier(nn.Linear(FEATURES, 1), metrics=[metric])
     path = trained(classifier, tmp_path)
-    assert set(read(path)["state_dict"]) == {"model.weight", "model.bias"}
+    assert trained_names(read(path)) == {"model.weight", "model.bias"}
     assert_same(BinaryClassifier.load_from_checkpoint(path), classifier)
 
 

@@ -2,12 +2,14 @@
 
 import lightning.pytorch as pl
 import pytest
+import sklearn.isotonic  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
 import torch
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bce import BinaryClassifier, SmallConvNet, TabularMLP
+from lightning_bce.decision import fit_calibration
 
 SIZES = 1, 7, 33
 MODELS = {
@@ -52,6 +54,25 @@ def predicted(classifier, inputs):
 def test_an_exported_program_predicts_batches_of_any_size(model):
     make, num_labels, shape = MODELS[model]
     classifier = trained(make(), num_labels, shape)
+    samples = torch.export.Dim("samples", min=1)
+    program = torch.export.export(classifier.exportable(), (torch.randn(5, *shape),), dynamic_shapes=({0: samples},))
+    for size in SIZES:
+        inputs = torch.randn(size, *shape)
+        probability, decision = program.module()(inputs)
+        expected = predicted(classifier, inputs)
+        assert_close(probability, expected[0], rtol=0, atol=1e-6)
+        assert torch.equal(decision, expected[1])
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "vector", "isotonic"])
+@pytest.mark.parametrize("model", MODELS)
+def test_calibration_and_thresholds_are_exported(model, method):
+    make, num_labels, shape = MODELS[model]
+    classifier = trained(make(), num_labels, shape)
+    logits = classifier(torch.randn(66, *shape)).reshape(66, num_labels)
+    target = (torch.rand(66, num_labels) < torch.sigmoid(logits * 2 - 1)).float()
+    classifier.decision.calibration.set(fit_calibration(logits, target, method))
+    classifier.decision.set_threshold(torch.linspace(0.3, 0.5, num_labels))
     samples = torch.export.Dim("samples", min=1)
     program = torch.export.export(classifier.exportable(), (torch.randn(5, *shape),), dynamic_shapes=({0: samples},))
     for size in SIZES:

@@ -276,5 +276,5 @@ def test_a_checkpoint_of_another_precision_loads(precision, tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     found = BinaryClassifier.load_from_checkpoint(tmp_path / "a.ckpt")
     assert found.loss.pos_weight.item() == FACTOR
-    expected = {name: value.float() for name, value in classifier.state_dict().items()}
+    expected = {name: value.to(found.state_dict()[name]) for name, value in classifier.state_dict().items()}
     assert_close(found.float().state_dict(), expected, rtol=0, atol=0)

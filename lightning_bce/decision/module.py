@@ -40,6 +40,7 @@ class Decision(KeepsPrecision):
         self.calibration = Calibration(num_labels)
         self.register_buffer("threshold", _thresholds(threshold, num_labels))
         self.register_buffer("given", self.threshold.clone(), persistent=False)
+        self._keeps_given = False
 
     def set_threshold(self, threshold: float | Sequence[float] | Tensor) -> None:
         """Decide by other thresholds from now on.
@@ -49,6 +50,12 @@ class Decision(KeepsPrecision):
         """
         with torch.inference_mode(False):
             self.threshold = _thresholds(threshold, self.num_labels).to(self.threshold.device)
+        self._keeps_given = False
+
+    def keep_given(self) -> None:
+        """Decide by the constructor's thresholds, also where a state is loaded later, until others are set."""
+        self.set_threshold(self.given)
+        self._keeps_given = True
 
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability in float32 and the decision; one label gives (N,), C labels (N, C, ...).
@@ -81,7 +88,8 @@ class Decision(KeepsPrecision):
         return f"num_labels={self.num_labels}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}threshold", self.threshold)
+        held = self.given if self._keeps_given else state_dict.get(f"{prefix}threshold", self.threshold)
+        state_dict[f"{prefix}threshold"] = held
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -115,10 +115,7 @@ def tune_thresholds(
         (tensor([0.1500]), tensor([0.5000], dtype=torch.float64))
     """
     objective = objective if isinstance(objective, Objective) else Objective(objective)
-    if isinstance(bootstrap, bool) or not isinstance(bootstrap, int) or bootstrap < 0:
-        raise ValueError(f"`bootstrap` is {bootstrap!r}; a number of draws was expected, or 0 for none.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` is {confidence}; a number in (0, 1) was expected, such as 0.95.")
+    check_intervals(bootstrap, confidence)
     rows = rows_of(probability, target, weight, mask)
     if rows.score.numel() and not bool(((rows.score >= 0) & (rows.score <= 1)).all()):
         raise ValueError(
@@ -137,6 +134,18 @@ def tune_thresholds(
     _warn(tuned, objective, names if per_label or labels == 1 else ["all labels"])
     tuned = TunedThresholds(*(value if per_label else value.expand(labels).clone() for value in tuned))
     return tuned._replace(threshold=torch.where(tuned.threshold.isnan(), given, tuned.threshold))
+
+
+def check_intervals(bootstrap: int, confidence: float) -> None:
+    """Refuse a number of draws, or a confidence, that is out of range.
+
+    Raises:
+        ValueError: If so.
+    """
+    if isinstance(bootstrap, bool) or not isinstance(bootstrap, int) or bootstrap < 0:
+        raise ValueError(f"`bootstrap` is {bootstrap!r}; a number of draws was expected, or 0 for none.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` is {confidence}; a number in (0, 1) was expected, such as 0.95.")
 
 
 def _columns(rows: Rows) -> Iterator[Rows]:

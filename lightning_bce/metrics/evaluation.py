@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 import torchmetrics.classification
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_bce.spec import build, is_spec
@@ -23,25 +24,59 @@ _NO_NUMBER = ("ConfusionMatrix", "PrecisionRecallCurve", "ROC", "StatScores")
 _UNKNOWN = -1
 
 
-class EvaluationMetrics(MetricCollection):
-    """Metrics on float32 probabilities, which leave unknown labels out.
+class EvaluationMetrics(nn.Module):
+    """Metrics on float32 probabilities or on decisions, which leave unknown labels out.
 
     Made by :func:`evaluation_metrics`.
+
+    Args:
+        scored: Metrics that get probabilities, by name.
+        decided: Metrics that get decisions, so that each label can have its own threshold.
     """
 
-    def add(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> None:
+    def __init__(
+        self, scored: dict[str, Metric | MetricCollection], decided: dict[str, Metric | MetricCollection]
+    ) -> None:
+        super().__init__()
+        # Two collections: within one, torchmetrics gives all the same input.
+        self.scored, self.decided = MetricCollection(scored), MetricCollection(decided)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        yield from map(str, (*self.scored, *self.decided))
+
+    def __getitem__(self, name: str) -> Metric:
+        """Return the metric of a name."""
+        return (self.scored if name in self.scored else self.decided)[name]
+
+    def clone(self) -> EvaluationMetrics:
+        """Return a copy."""
+        return copy.deepcopy(self)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for collection in self._collections():
+            collection.reset()
+
+    def add(self, probability: Tensor, decision: Tensor, target: Tensor, valid: Tensor | None) -> None:
         """Add a batch.
 
         Args:
-            logits: Scores before the sigmoid, (N,) or (N, C, ...).
+            probability: (N,) or (N, C, ...), in float32.
+            decision: Which are positive, in the same shape.
             target: Labels in the same shape; above one half is positive.
             valid: Where they are known, broadcastable. None is everywhere.
         """
-        if len(self) and target.numel():  # some metrics cannot reshape an empty batch
+        if target.numel():  # some metrics cannot reshape an empty batch
             labels = (target > 0.5).int()
             if valid is not None:
                 labels = torch.where(valid, labels, _UNKNOWN)
-            self.update(torch.sigmoid(logits.float()), labels)
+            for collection, predicted in zip(self._collections(), (probability, decision.int()), strict=True):
+                if len(collection):
+                    collection.update(predicted, labels)
+
+    def _collections(self) -> tuple[MetricCollection, MetricCollection]:
+        return self.scored, self.decided
 
     def means(self, negatives: Tensor, positives: Tensor) -> dict[str, Tensor]:
         """Return one number for each metric.
@@ -63,7 +98,7 @@ class EvaluationMetrics(MetricCollection):
         with warnings.catch_warnings():
             # That a class is missing shows as NaN in the value, not as a 0 with a warning.
             warnings.filterwarnings("ignore", ".*(positive|negative) samples.*", UserWarning)
-            values = self.compute()
+            values = {k: v for collection in self._collections() for k, v in collection.compute().items()}
         means = {}
         for name, value in values.items():
             if not isinstance(value, Tensor) or value.numel() not in (1, known.numel()):
@@ -79,11 +114,13 @@ class EvaluationMetrics(MetricCollection):
         Before its first update torchmetrics does not know what kind that is, and the ranks would not understand each
         other. So a made-up sample is added, of which nothing is kept.
         """
-        for metric in self.values(copy_state=False):
+        labels = torch.zeros(1, known.numel(), dtype=torch.int32, device=known.device)
+        samples = (torch.full(labels.shape, 0.5, device=known.device), labels)
+        pairs = zip(self._collections(), samples, strict=True)
+        for metric, sample in ((m, sample) for c, sample in pairs for m in c.values(copy_state=False)):
             if metric.update_called:
                 continue
-            sample = torch.full((1, known.numel()), 0.5, device=known.device)
-            metric.update(sample, torch.zeros_like(sample, dtype=torch.int32))
+            metric.update(sample, labels)
             for part in metric.modules():
                 for name, default in getattr(part, "_defaults", {}).items():
                     state = getattr(part, name)
@@ -95,12 +132,12 @@ class EvaluationMetrics(MetricCollection):
 
         Their values are left out of the mean.
         """
-        names = [name for name in _RANKING if name in self]
+        names = [name for name in _RANKING if name in self.scored]
         if not names or bool(known.all()):
             return
         labels = torch.where(known.reshape(1, -1), _UNKNOWN, 0)
         for name in names:
-            self[name].update(torch.full(labels.shape, 0.5, device=labels.device), labels)
+            self.scored[name].update(torch.full(labels.shape, 0.5, device=labels.device), labels)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # States keep their precision: added up in bfloat16, the 257th sample would count nothing.
@@ -111,16 +148,13 @@ class EvaluationMetrics(MetricCollection):
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
 
-def evaluation_metrics(
-    metrics: Sequence[str | Metric] | None, num_labels: int, threshold: float = 0.5
-) -> EvaluationMetrics:
+def evaluation_metrics(metrics: Sequence[str | Metric] | None, num_labels: int) -> EvaluationMetrics:
     """Return a collection of metrics for one label or several.
 
     Args:
         metrics: Names of torchmetrics' classification metrics without the prefix Binary or Multilabel, metric objects
             or specs of them. None takes ``DEFAULT_METRICS``.
         num_labels: Number of labels C.
-        threshold: A probability above it is a positive decision.
 
     Raises:
         ValueError: If there is no such metric, it needs arguments, or is not one number.
@@ -138,19 +172,21 @@ def evaluation_metrics(
         if is_spec(metric):
             made = build(cast(Any, metric), Metric)
         if made is None:
-            collected[str(metric)] = _metric_by_name(str(metric), prefix, num_labels, threshold)
+            collected[str(metric)] = _metric_by_name(str(metric), prefix, num_labels)
         else:
             own = collected[type(made).__name__.removeprefix(prefix)] = made.clone()
             own.persistent(False)  # a state in the checkpoint would not be known to the module that loads it
     if len(collected) != len(metrics):
         raise ValueError(f"`metrics` names a metric twice: {[str(m) for m in metrics]}.")
-    return EvaluationMetrics(collected)
+    # An object has a threshold of its own, for which it needs probabilities.
+    named = {str(metric) for metric in metrics if isinstance(metric, str)}
+    decided = {name: made for name, made in collected.items() if name in named and hasattr(made, "threshold")}
+    return EvaluationMetrics({k: v for k, v in collected.items() if k not in decided}, decided)
 
 
-def _metric_by_name(name: str, prefix: str, num_labels: int, threshold: float) -> Metric:
+def _metric_by_name(name: str, prefix: str, num_labels: int) -> Metric:
     options = {
         "num_labels": num_labels,
-        "threshold": threshold,
         "average": "none",  # the mean is over the labels that are known
         "ignore_index": _UNKNOWN,
         "validate_args": False,
