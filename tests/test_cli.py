@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning_bce import BinaryClassifier, FocalLoss
 from lightning_bce.callbacks import LiveLossTable, PerClassLossMonitor
 from lightning_bce.cli import main, shows_a_table
-from lightning_bce.data import TableDataModule
+from lightning_bce.data import BreastCancerDataModule, TableDataModule
 from lightning_bce.record import read_run
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -403,6 +403,46 @@ def test_predictions_are_not_overwritten_unasked(capsys):
     assert "overwrite" in refused(capsys, *arguments, "--model.threshold=0.9")
     assert Path("predictions.csv").read_text() == before
     main([*arguments, "--predictions.overwrite=true"])
+
+
+def test_thresholds_and_a_calibration_are_fitted_by_flags_and_used_from_the_checkpoint(capsys):
+    flags = ["--trainer.callbacks+=ThresholdTuner", "--trainer.callbacks.objective=mcc"]
+    checkpoint = fit("--data=BreastCancerDataModule", *flags, "--trainer.callbacks+=ProbabilityCalibrator")
+    shown = capsys.readouterr().out
+    assert "val thresholds: best mcc" in shown and "val probabilities: platt calibration" in shown
+    results = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.startswith("test_")}
+    held = BinaryClassifier.load_from_checkpoint(checkpoint).eval()
+    assert held.decision.calibration.method == "platt" and held.decision.is_tuned
+
+    data = BreastCancerDataModule()
+    data.setup("test")
+    with torch.no_grad():
+        rows = [(held(batch["inputs"]), batch["target"]) for batch in data.test_dataloader()]
+    logits, target = (torch.cat(part).flatten() for part in zip(*rows, strict=True))
+    probability, decision = held.decision(logits)
+    right = (decision == (target > 0.5)).float().mean().item()
+    assert float(results["test_Accuracy"]) == pytest.approx(right, abs=1e-4)
+    calibrated = torch.nn.functional.binary_cross_entropy(probability, target)
+    assert float(results["test_log_loss_calibrated"]) == pytest.approx(calibrated.item(), abs=1e-4)
+
+    main(["predict", f"--ckpt_path={checkpoint}", *QUIET])
+    written = predictions()
+    threshold = held.threshold.item()
+    assert {row["decision"] for row in written} == {"0", "1"}
+    assert all((float(row["probability"]) > threshold) == (row["decision"] == "1") for row in written)
+
+    # A trained model fitted anew, into a file of its own.
+    anew = ["--trainer.callbacks+=ThresholdTuner", "--trainer.callbacks.per_label=false"]
+    main(["validate", f"--ckpt_path={checkpoint}", *anew, "--trainer.callbacks.output=tuned.ckpt", *QUIET])
+    assert "val_threshold" in capsys.readouterr().out
+    assert BinaryClassifier.load_from_checkpoint("tuned.ckpt").decision.calibration.method == "platt"
+
+
+def test_a_threshold_for_each_label_is_a_list():
+    Path("two.csv").write_text("\n".join(["x,a,b"] + [f"{i / 50},{int(i % 5 == 0)},{int(i > 60)}" for i in range(99)]))
+    checkpoint = fit("--data=TableDataModule", "--data.path=two.csv", "--data.target=-2:", "--model.threshold=[0,1]")
+    main(["predict", f"--ckpt_path={checkpoint}", *QUIET])
+    assert {(row["decision_a"], row["decision_b"]) for row in predictions()} == {("1", "0")}
 
 
 def test_multi_label_tables_are_predicted_label_by_label():

@@ -1,4 +1,4 @@
-"""Callbacks for the Trainer: what the loss is made of, and predictions as a table.
+"""Callbacks for the Trainer: what the loss is made of, calibration and thresholds, and predictions as a table.
 
 They work with any LightningModule whose steps return what they read: ``{"loss", "logits", "target"}`` and, in
 prediction, ``{"probability", "decision"}``.
@@ -13,4 +13,6 @@ from lightning_bce.callbacks.loss_schedule import LossSchedule as LossSchedule
 from lightning_bce.callbacks.per_class_loss_monitor import PerClassLossMonitor as PerClassLossMonitor
 from lightning_bce.callbacks.picture_logger import PictureLogger as PictureLogger
 from lightning_bce.callbacks.prediction_writer import PredictionWriter as PredictionWriter
+from lightning_bce.callbacks.probability_calibrator import ProbabilityCalibrator as ProbabilityCalibrator
 from lightning_bce.callbacks.run_recorder import RunRecorder as RunRecorder
+from lightning_bce.callbacks.threshold_tuner import ThresholdTuner as ThresholdTuner

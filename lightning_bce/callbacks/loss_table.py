@@ -6,7 +6,8 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TextIO
 
 import rich
@@ -66,10 +67,7 @@ def loss_table(
         bars: Whether to draw the shares.
         narrow: Whether to leave out all but label, loss and share.
     """
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=box.ASCII if plain else box.SIMPLE_HEAD
-    )
-    table.add_column("label", overflow="fold", max_width=_LABEL_WIDTH)
+    table = empty_table(title, plain)
     for header in ("loss",) if narrow else ("count\nneg.", "count\npos.", "loss", "loss of\nneg.", "loss of\npos."):
         table.add_column(header, justify="right", no_wrap=True)  # so that a terminal too narrow is seen to be
     bars = bars and not narrow
@@ -98,17 +96,42 @@ def loss_table(
     return table
 
 
+def empty_table(title: str, plain: bool) -> Table:
+    """Return a table with a column of labels."""
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=box.ASCII if plain else box.SIMPLE_HEAD
+    )
+    table.add_column("label", overflow="fold", max_width=_LABEL_WIDTH)
+    return table
+
+
 def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, max_rows: int) -> None:
-    """Write the table to ``sys.stdout`` as it is now.
+    """Write the table to ``sys.stdout`` as it is now; see :func:`print_table`.
+
+    Args:
+        rows: The output of :func:`table_rows`.
+        title: What stands above.
+        max_rows: Labels beyond this number become one row.
+    """
+
+    def form(plain: bool, bars: bool = True, narrow: bool = False) -> Table:
+        return loss_table(rows, title, max_rows, plain=plain, bars=bars, narrow=narrow)
+
+    forms = (form, partial(form, bars=False), partial(form, narrow=True))
+    print_table(forms, [row["label"] for row in rows[:max_rows]], "`monitor.table()`")
+
+
+def print_table(forms: Sequence[Callable[[bool], Table]], labels: Sequence[str], instead: str) -> None:
+    """Write a table to ``sys.stdout`` as it is now.
 
     A terminal gets colours and its own width; one too narrow for the table gets fewer columns. Anything else gets plain
     lines without escape codes, with characters that its encoding does not have written out. A stream that takes
     nothing more gives a warning, not an error: a table is not worth a run.
 
     Args:
-        rows: The output of :func:`table_rows`.
-        title: What stands above.
-        max_rows: Labels beyond this number become one row.
+        forms: The table, from the widest form to the narrowest, each made with whether to use ASCII only.
+        labels: What its first column shows, which can be folded.
+        instead: What returns the table where it cannot be printed.
     """
     # While rich shows a progress bar, it stands in for the terminal, to write above the bar.
     stream: TextIO | None = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
@@ -132,10 +155,10 @@ def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, max_rows: in
         else:
             console = Console(force_jupyter=False) if stream is sys.stdout else rich.get_console()
         unbounded = console.options.update(width=10_000)  # else the answer is cut to what there is
-        for form in ({}, {"bars": False}, {"narrow": True}):
-            table = loss_table(rows, title, max_rows, plain=plain, **form)
-            labels = Measurement.get(console, unbounded, Text("\n".join(row["label"] for row in rows[:max_rows])))
-            foldable = max(0, min(labels.maximum, _LABEL_WIDTH) - _LABEL_LEAST)
+        for form in forms:
+            table = form(plain)
+            widest = Measurement.get(console, unbounded, Text("\n".join(labels)))
+            foldable = max(0, min(widest.maximum, _LABEL_WIDTH) - _LABEL_LEAST)
             if Measurement.get(console, unbounded, table).maximum - foldable <= console.width:
                 break
         console.print(table)
@@ -143,7 +166,7 @@ def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, max_rows: in
             write_plain("\n".join(line.rstrip() for line in lines.getvalue().splitlines()))
         sys.stdout.flush()
     except (OSError, ValueError) as error:  # a closed pipe, a full disk, a closed file
-        warnings.warn(f"The loss table could not be printed ({error}). `monitor.table()` returns it.", stacklevel=2)
+        warnings.warn(f"The table could not be printed ({error}). {instead} returns it.", stacklevel=2)
 
 
 def write_plain(text: str) -> None:
