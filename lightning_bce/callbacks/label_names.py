@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 
 from lightning_bce.visible import visible
 
-_OF_A_LABEL = re.compile(r"(^|_)(train|val|test)_(loss_\w+|count_\w+|threshold(_\w+)?|\w+_tuned(_\w+)?)/")
+_OF_A_LABEL = re.compile(
+    r"(^|_)((loss_class|loss_share|count)(_negative|_positive)?|threshold(_\w+)?|\w+_tuned(_\w+)?)/"
+)
 
 
 def checked_names(names: Sequence[str], owner: str) -> list[str]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
-from lightning_bce.callbacks.prediction_table import check_place
 from lightning_bce.checkpoints import AtomicCheckpointIO
 from lightning_bce.data.own_rows import first_rows, own_rows
 from lightning_bce.decision import Calibration, Decision
 from lightning_bce.decision.rows import Rows, rows_of
+from lightning_bce.files import check_place
 from lightning_bce.losses import BinaryLoss
 
 _RANGE = 20.0
