@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
+from lightning_bce.data.splits import Rows, fold_split, stratified_split
 from lightning_bce.data.tensors import Batch, EpochShuffle, TensorRows, as_it_is
 
 Part = Literal["train", "val", "test", "predict"]
@@ -76,6 +78,39 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         self.num_workers = whole("num_workers", num_workers, least=0)
         self.seed = whole("seed", seed, least=0)
         self.fractions = _fractions(val_fraction, test_fraction)
+        self._fold: tuple[int, int] | None = None
+        self._is_cut = False
+
+    def use_fold(self, fold: int, folds: int) -> None:
+        """Cut the rows by a stratified cross-validation instead of by ``test_fraction``, before they are read.
+
+        Every row is a test row in exactly one fold; ``val_fraction`` of all rows is taken from the others.
+
+        Args:
+            fold: Which one is tested on, from 0.
+            folds: How many there are, at least 2.
+
+        Raises:
+            ValueError: If the number is out of its range, or the test rows come from a file of their own.
+            RuntimeError: If the rows were read already.
+        """
+        if self._is_cut:
+            raise RuntimeError("The rows were read and cut already: choose the fold of a new data module.")
+        if self.fractions["test"] == 0:
+            raise ValueError(
+                "Folds cut test rows from the training file, and here there are none to cut (`test_path` is given, or "
+                "`test_fraction` is 0). Compare over seeds instead."
+            )
+        if folds < 2 or not 0 <= fold < folds:
+            raise ValueError(f"Fold {fold} of {folds} is none: there must be at least 2, numbered from 0.")
+        self._fold = (fold, folds)
+
+    def cut(self, target: npt.ArrayLike) -> dict[str, Rows]:
+        """Return the rows of each part: by the fractions, or by the fold of :meth:`use_fold`."""
+        self._is_cut = True
+        if self._fold is None:
+            return stratified_split(target, self.fractions, self.seed)
+        return fold_split(target, *self._fold, self.fractions["val"], self.seed)
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_bce.data.base import BinaryDataModule, Part
 from lightning_bce.data.cells import require
-from lightning_bce.data.splits import Rows, stratified_split, warn_about_labels
+from lightning_bce.data.splits import Rows, warn_about_labels
 from lightning_bce.data.tensors import TensorRows
 
 
@@ -186,7 +186,7 @@ class BreastCancerDataModule(BinaryDataModule):
 
 
 def _split(data: BinaryDataModule, target: npt.NDArray[np.float32]) -> dict[str, Rows]:
-    parts = stratified_split(target, data.fractions, data.seed)
+    parts = data.cut(target)
     warn_about_labels({name: target[rows] for name, rows in parts.items()}, data.class_names)
     return parts
 

@@ -81,6 +81,43 @@ def stratified_split(target: npt.ArrayLike, fractions: Mapping[str, float], seed
     return parts
 
 
+def fold_split(target: npt.ArrayLike, fold: int, folds: int, val_fraction: float, seed: int = 0) -> dict[str, Rows]:
+    """Return the parts of one fold of a stratified cross-validation: each row is a test row in exactly one fold.
+
+    Args:
+        target: Labels as for :func:`stratified_split`, by which both cuts are made.
+        fold: Which one, from 0.
+        folds: How many there are, at least 2.
+        val_fraction: Share of all rows to validate on, below 1 - 1 / ``folds``; taken from those that are not tested.
+        seed: Decides the folds; the same for all of them.
+
+    Returns:
+        The rows of "train", "val" and "test", in ascending order.
+
+    Raises:
+        ValueError: If a number is out of its range, or a part would get no row.
+
+    Example:
+        >>> parts = [fold_split([0, 1] * 6, fold, 3, 0.25)["test"] for fold in range(3)]
+        >>> [len(rows) for rows in parts], len(set(np.concatenate(parts).tolist()))
+        ([4, 4, 4], 12)
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise ValueError(f"Fold {fold} of {folds} is none: there must be at least 2, numbered from 0.")
+    rest_share = 1 - 1 / folds
+    if not 0 <= val_fraction < rest_share:
+        raise ValueError(
+            f"`val_fraction` is {val_fraction}: with {folds} folds it must lie in [0, {rest_share:.3g}), so that "
+            "something is left to train on."
+        )
+    labels = np.asarray(target)
+    cut = stratified_split(labels, {str(k): 1 / folds for k in range(folds)}, seed)
+    rest = np.sort(np.concatenate([rows for name, rows in cut.items() if name != str(fold)]))
+    share = val_fraction / rest_share
+    inner = stratified_split(labels[rest], {"train": 1 - share, "val": share}, seed)
+    return {"train": rest[inner["train"]], "val": rest[inner["val"]], "test": cut[str(fold)]}
+
+
 def warn_about_labels(parts: Mapping[str, npt.ArrayLike], class_names: Sequence[str]) -> None:
     """Warn of labels that are all of one class in a part, with the counts of each part.
 

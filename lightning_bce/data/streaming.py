@@ -168,6 +168,10 @@ class ParquetStreamDataModule(BinaryDataModule):
         """A name for each column of ``inputs``. Reads the training files, unless a state was restored."""
         return self._known().preprocessor.feature_names
 
+    def use_fold(self, fold: int, folds: int) -> None:
+        """Refuse: a stream deals its rows to the parts as they come, and has no folds."""
+        raise ValueError("A stream has no folds: its rows are dealt to the parts as they come. Compare over seeds.")
+
     def rows(self, part: Part) -> TensorRows | None:
         """Return the rows of a part in memory, all at once; the loaders stream them.
 

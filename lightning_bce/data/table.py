@@ -20,7 +20,7 @@ from lightning_bce.data.preprocessing import TablePreprocessor
 from lightning_bce.data.ranks import check_same_on_every_rank
 from lightning_bce.data.reading import SEPARATORS, Fingerprint, read_table
 from lightning_bce.data.roles import ids, refuse_two_roles, warn_of_row_numbers, weights
-from lightning_bce.data.splits import Rows, stratified_split, warn_about_labels
+from lightning_bce.data.splits import Rows, warn_about_labels
 from lightning_bce.data.tensors import TensorRows
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class TableDataModule(BinaryDataModule):
         target, label_words = parse_labels(table, targets, positive=self.positive, missing_values=self.missing_values)
         kept = without_unknown(target, targets, self.missing_targets)
         training = _Labelled(table[kept], target[kept], kept)
-        self._parts = stratified_split(training.target, self.fractions, self.seed)
+        self._parts = self.cut(training.target)
         warn_about_labels({part: training.target[rows] for part, rows in self._parts.items()}, targets)
         if self._learnt is None:
             train = self._parts["train"]

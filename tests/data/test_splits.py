@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
 import torch
 
-from lightning_bce.data.splits import stratified_split, warn_about_labels
+from lightning_bce.data import BreastCancerDataModule
+from lightning_bce.data.splits import fold_split, stratified_split, warn_about_labels
 
 FRACTIONS = {"train": 0.65, "val": 0.15, "test": 0.2}
 
@@ -90,3 +92,35 @@ def test_one_class_only_is_warned_of_with_counts():
 
 def test_both_classes_everywhere_is_no_warning():
     warn_about_labels({"train": random_labels(), "val": random_labels()}, [f"label {c}" for c in range(7)])
+
+
+@pytest.mark.parametrize("labels", [1, 7])
+def test_every_row_is_a_test_row_in_one_fold_and_labels_keep_their_share(labels):
+    target = random_labels(labels=labels)
+    folds = [fold_split(target, fold, 4, 0.15, seed=2) for fold in range(4)]
+    assert sorted(np.concatenate([parts["test"] for parts in folds]).tolist()) == list(range(257))
+    for parts in folds:
+        assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(257))
+        assert abs(len(parts["val"]) - 0.15 * 257) < 0.05 * 257
+        assert np.abs(target[parts["test"]].sum(axis=0) - target.sum(axis=0) / 4).max() < 2 + 0.1 * target.sum() / 4
+
+
+@pytest.mark.parametrize(("fold", "folds", "val"), [(0, 1, 0.1), (3, 3, 0.1), (-1, 3, 0.1), (0, 2, 0.5)])
+def test_folds_that_are_none_are_refused(fold, folds, val):
+    with pytest.raises(ValueError, match=r"is none|something is left to train on"):
+        fold_split(random_labels(), fold, folds, val)
+
+
+def test_a_data_module_uses_the_fold_it_is_told_before_it_is_read():
+    seen = []
+    for fold in range(3):
+        data = BreastCancerDataModule(val_fraction=0.1)
+        data.use_fold(fold, 3)
+        seen += data.rows("test").columns["id"].tolist()
+        with pytest.raises(RuntimeError, match="read and cut already"):
+            data.use_fold(fold, 3)
+    assert sorted(seen) == list(range(569))
+    with pytest.raises(ValueError, match="none to cut"):
+        BreastCancerDataModule(test_fraction=0).use_fold(0, 3)
+    with pytest.raises(ValueError, match="Fold 3 of 3 is none"):
+        BreastCancerDataModule().use_fold(3, 3)
