@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_bce.losses import BinaryLoss, RowLoss
 from lightning_bce.plotting.text_panels import panel
-from lightning_bce.spec import load_class
+from lightning_bce.spec import Spec, build, load_class
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -177,6 +177,17 @@ def loss_from_text(text: str) -> BinaryLoss:
         >>> loss_from_text("FocalLoss(gamma=0.5)")
         FocalLoss(gamma=0.5)
     """
+    loss: BinaryLoss = build(loss_spec(text), BinaryLoss)
+    return loss
+
+
+def loss_spec(text: str) -> Spec:
+    """Return what :func:`loss_from_text` builds as class path and arguments, which need not be all that it takes.
+
+    Example:
+        >>> loss_spec("FocalLoss(gamma=0.5)")
+        {'class_path': 'lightning_bce.losses.FocalLoss', 'init_args': {'gamma': 0.5}}
+    """
     expected = f"{text!r} is not of the form Name or Name(key=value, ...), such as FocalLoss(gamma=2)."
     try:
         parsed: Any = ast.parse(text.strip(), mode="eval").body
@@ -187,8 +198,9 @@ def loss_from_text(text: str) -> BinaryLoss:
     name = ast.unparse(parsed if call is None else call.func)
     if call is not None and (call.args or len(arguments) != len(call.keywords)):
         raise ValueError(expected)
-    loss: BinaryLoss = load_class(name if "." in name else f"lightning_bce.losses.{name}", BinaryLoss)(**arguments)
-    return loss
+    path = name if "." in name else f"lightning_bce.losses.{name}"
+    load_class(path, BinaryLoss)
+    return {"class_path": path, "init_args": arguments}
 
 
 def _check_some(losses: Mapping[str, BinaryLoss]) -> None:
