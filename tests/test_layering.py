@@ -36,10 +36,12 @@ FLOORS = {
     "classifier": 3,
     "plot_command": 3,
     "report": 3,
+    "comparison": 4,
     "cli": 4,
     "__main__": 5,
 }
-NEXT_DOOR = {("metrics", "losses")}  # a metric is of a loss; the loss knows nothing of it
+# A metric is of a loss, which knows nothing of it; the command hands `compare` over, which knows nothing of it.
+NEXT_DOOR = {("metrics", "losses"), ("cli", "comparison")}
 WITHOUT_LIGHTNING = {"decision", "engine", "losses", "metrics", "exportable"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 
