@@ -3,6 +3,8 @@
 from lightning_bce._version import __version__ as __version__
 from lightning_bce.classifier import Batch as Batch
 from lightning_bce.classifier import BinaryClassifier as BinaryClassifier
+from lightning_bce.comparison import Comparison as Comparison
+from lightning_bce.comparison import compare as compare
 from lightning_bce.decision import Calibration as Calibration
 from lightning_bce.decision import Decision as Decision
 from lightning_bce.decision import Objective as Objective

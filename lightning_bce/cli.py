@@ -397,6 +397,10 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
         plot(given[1:])
     elif given[:1] == ["report"]:
         report(given[1:])
+    elif given[:1] == ["compare"]:
+        from lightning_bce.comparison.command import command  # late: no other command waits for it
+
+        sys.exit(command(given[1:]))
     else:
         try:
             BinaryCLI(model_class, args)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import polars  # noqa: F401  these two set variables of the environment when first imported, which is no test's leak
 import pytest
-import sklearn.datasets  # noqa: F401  sets variables of the environment when first imported, which is no test's leak
+import sklearn.datasets  # noqa: F401
 import torch
 
 from lightning_bce import BinaryClassifier
@@ -145,3 +146,11 @@ def test_a_run_is_drawn_and_reported_as_the_readme_says(name, labels, capsys):
     assert f"lightning-bce fit --config={ROOT}/examples/{name}.yaml" in page and "class_path: lightning_bce" in page
     assert ("digit 8" if labels == 1 else "10 labels; test set") in page
     assert "The validation loss is lowest in epoch" in capsys.readouterr().out
+
+
+def test_the_comparison_as_yaml_compares(capsys):
+    config = f"--config={ROOT / 'examples' / 'compare.yaml'}"
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", config, "--seeds=2", "--max_epochs=1", "--jobs=1", "--markdown"])
+    assert not stopped.value.code
+    assert capsys.readouterr().out.startswith("| loss | breast cancer | digit 8 | mean rank |")
