@@ -39,3 +39,12 @@ def test_training_overhead_compares_each_callback():
     printed = run("training_overhead.py", "--rounds", "1", "--steps", "2", "--threads", "1")
 
     assert all(name in printed for name in ("our loss", "PerClassLossMonitor", "RunRecorder", "HardExamples"))
+
+
+def test_which_loss_prints_a_table_and_writes_its_pictures(tmp_path):
+    printed = run("which_loss.py", "--quick", "--jobs", "1", "--output", str(tmp_path), "--folder", str(tmp_path / "c"))
+
+    assert printed.startswith("| loss | breast cancer | digit 8 | mean rank |") and "**digit 8**" in printed
+    assert printed.count("\n| ") == 1 + 9  # the rule, BCE and eight others
+    for name in ("which_loss", "which_loss_ranks"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
