@@ -40,7 +40,7 @@ class Breaks(BinaryLoss):
     calls = 0
 
     def elementwise(self, logits, target):
-        self.calls += torch.is_grad_enabled()
+        self.calls += self.training  # in an evaluation others look at it too
         return logits.square() * (float("nan") if self.calls >= 8 else 1.0)
 """
 

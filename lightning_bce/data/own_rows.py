@@ -97,13 +97,8 @@ def row_numbers(trainer: pl.Trainer, stage: Stage, dataloader_idx: int) -> Calla
 
 
 def _loader(trainer: pl.Trainer, stage: str, index: int) -> Any:
-    found = {
-        "train": trainer.train_dataloader,
-        "val": trainer.val_dataloaders,
-        "test": trainer.test_dataloaders,
-        "predict": trainer.predict_dataloaders,
-    }
-    return None if found[stage] is None else CombinedLoader(found[stage], "sequential").flattened[index]
+    found = getattr(trainer, "train_dataloader" if stage == "train" else f"{stage}_dataloaders")
+    return None if found is None else CombinedLoader(found, "sequential").flattened[index]
 
 
 def _repeats(sampler: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bce import BinaryClassifier, TabularMLP
 from lightning_bce.callbacks import HardExamples, PerClassLossMonitor, RunRecorder
+from lightning_bce.decision import Calibration
 from lightning_bce.losses import BCEWithLogitsLoss, DiceLoss, FocalLoss
 from lightning_bce.metrics import LossProfile, ScoreHistogram
 from lightning_bce.record import read_run
@@ -171,7 +172,7 @@ def test_the_folder_is_the_loggers_and_what_the_loss_resolved_is_logged(tmp_path
     assert not (tmp_path / "elsewhere").exists()
     values = yaml.safe_load((tmp_path / "version_0" / "hparams.yaml").read_text())
     assert values["resolved/loss/pos_weight"] == [1.0, 2.0, 3.5]
-    assert values["resolved/class_names"] == NAMES and values["resolved/threshold"] == pytest.approx(0.3)
+    assert values["resolved/class_names"] == NAMES and values["resolved/threshold"] == pytest.approx([0.3] * LABELS)
 
 
 def test_a_foreign_module_is_recorded_with_the_loss_that_is_asked_for(tmp_path):
@@ -262,22 +263,15 @@ def test_wrong_options_are_refused(options, kind, error):
 
 
 def test_outside_of_fit_probabilities_and_thresholds_are_those_of_the_decision(tmp_path):
-    class Calibration(torch.nn.Module):
-        def logits(self, logits):
-            return logits + 20  # everybody is a positive
-
-    class Decision(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.calibration = Calibration()
-            self.register_buffer("threshold", torch.tensor([0.25, 0.5, 0.75]))
-
-    classifier = a_classifier()
-    classifier.decision = Decision()
+    classifier = a_classifier(threshold=[0.25, 0.5, 0.75])
     recorder, hard = RunRecorder(), HardExamples(k=3)
     trainer = a_trainer(recorder, hard, default_root_dir=tmp_path)
     trainer.fit(classifier, data(), data())
     raw = recorder.evaluations["val"][0]
+    everybody_is_a_positive = Calibration(LABELS)
+    everybody_is_a_positive.bias += 20
+    everybody_is_a_positive.method = "platt"
+    classifier.decision.calibration.set(everybody_is_a_positive)
     trainer.test(classifier, data(), verbose=False)
     calibrated = recorder.evaluations["test"][0]
     assert raw.threshold.tolist() == calibrated.threshold.tolist() == [0.25, 0.5, 0.75]
