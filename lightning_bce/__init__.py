@@ -11,6 +11,9 @@ from lightning_bce.decision import Objective as Objective
 from lightning_bce.decision import fit_calibration as fit_calibration
 from lightning_bce.decision import fit_thresholds as fit_thresholds
 from lightning_bce.decision import tune_thresholds as tune_thresholds
+from lightning_bce.heads import HeadBackwardError as HeadBackwardError
+from lightning_bce.heads import MultiLabelHead as MultiLabelHead
+from lightning_bce.heads import SparseTarget as SparseTarget
 from lightning_bce.losses import AsymmetricLoss as AsymmetricLoss
 from lightning_bce.losses import AUCMarginLoss as AUCMarginLoss
 from lightning_bce.losses import BCEFocalLoss as BCEFocalLoss

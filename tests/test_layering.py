@@ -22,6 +22,7 @@ FLOORS = {
     "record": 1,
     "provenance": 1,
     "metrics": 1,
+    "heads": 1,
     "checkpoints": 2,
     "decision": 2,
     "exportable": 2,
@@ -40,9 +41,9 @@ FLOORS = {
     "cli": 4,
     "__main__": 5,
 }
-# A metric is of a loss, which knows nothing of it; the command hands `compare` over, which knows nothing of it.
-NEXT_DOOR = {("metrics", "losses"), ("cli", "comparison")}
-WITHOUT_LIGHTNING = {"decision", "engine", "losses", "metrics", "exportable"}
+# A metric and a head are of a loss, which knows nothing of them; the command hands `compare` over.
+NEXT_DOOR = {("metrics", "losses"), ("heads", "losses"), ("cli", "comparison")}
+WITHOUT_LIGHTNING = {"decision", "engine", "losses", "metrics", "heads", "exportable"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 
 

@@ -59,22 +59,70 @@ class Kernels:
 
     def sums(self, formula: Formula, name: str, inputs: Inputs, scale: Tensor, gradient: Tensor | None) -> Tensor:
         """Return the sums of :meth:`Formula.parts` by lane, (L, 4), and write the scaled gradient into the buffer."""
-        return self._run("sums", _sums, formula, name, gradient, (inputs, scale, gradient))
+        return self._of_inputs("sums", _sums, formula, name, gradient, (inputs, scale, gradient))
 
     def losses(self, formula: Formula, name: str, inputs: Inputs, gradient: Tensor | None) -> Tensor:
         """Return the weighted losses, and write the gradient of each into the buffer."""
-        return self._run("losses", _losses, formula, name, gradient, (inputs, gradient))
+        return self._of_inputs("losses", _losses, formula, name, gradient, (inputs, gradient))
 
-    def _run(self, kind: str, make: Any, formula: Formula, name: str, gradient: Tensor | None, given: Any) -> Tensor:
+    def negatives(
+        self,
+        losses: Callable[..., Tensor],
+        name: str,
+        logits: Tensor,
+        bias: Tensor | None,
+        factors: tuple[Tensor, ...],
+        constants: dict[str, Tensor],
+        scale: Tensor | None,
+        with_largest: bool = False,
+    ) -> Tensor:
+        """Return sums by label of the losses of negatives, and put the scaled gradient in the place of the logits.
+
+        Args:
+            losses: The loss of an element of logits, target and constants.
+            name: Of the loss, for messages.
+            logits: (C, N), a row for each label, without the bias; overwritten if there is a scale.
+            bias: (C, 1).
+            factors: Each scales the losses, broadcastable.
+            constants: What the formula has one of for each label.
+            scale: Of the gradient. None writes none.
+            with_largest: Whether the largest gradient of each label is wanted too, to find those without any.
+
+        Returns:
+            (C, 1): the losses. With a scale (C, 2): the scaled gradients too, and (C, 3) the largest absolute one.
+        """
+        key = "negatives", scale is not None, with_largest
+        nature = _nature(logits), bias is None, *map(_nature, factors), *constants
+        given = (logits, bias, factors, constants, scale)
+        return self._run(key, nature, lambda: _negatives(losses, with_largest), name, logits.device, given)
+
+    def _of_inputs(
+        self, kind: str, make: Any, formula: Formula, name: str, gradient: Tensor | None, given: tuple[Any, ...]
+    ) -> Tensor:
         key = kind, gradient is not None, repr((formula.neutral, formula.ignored))
-        if key not in self._made:
-            self._made[key] = _compiled(make(formula, gradient is not None))
         inputs: Inputs = given[0]
-        # What makes the compiler begin anew; sizes do not, but for a single label.
-        first = (*key, *inputs.each(_nature))  # type: ignore[arg-type]
+        nature: tuple[Any, ...] = inputs.each(_nature)  # type: ignore[arg-type]
+        return self._run(key, nature, lambda: make(formula, gradient is not None), name, inputs.logits.device, given)
+
+    def _run(
+        self,
+        key: tuple[Any, ...],
+        nature: tuple[Any, ...],
+        make: Callable[[], Callable[..., Tensor]],
+        name: str,
+        device: torch.device,
+        given: tuple[Any, ...],
+    ) -> Tensor:
+        """Return what the kernel of a key returns, which is made if there is none.
+
+        The nature is what makes the compiler begin anew; sizes do not, but for a single label.
+        """
+        if key not in self._made:
+            self._made[key] = _compiled(make())
+        first = (*key, *nature)
         new, begin = first not in self._seen, time.perf_counter()
         try:
-            with torch.no_grad(), torch.autocast(inputs.logits.device.type, enabled=False), _every_size(new):
+            with torch.no_grad(), torch.autocast(device.type, enabled=False), _every_size(new):
                 result = self._made[key](*given)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -125,6 +173,33 @@ def _losses(formula: Formula, with_gradient: bool) -> Callable[..., Tensor]:
         return _with_gradient(formula, inputs, None, gradient)
 
     return losses
+
+
+def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable[..., Tensor]:
+    def negatives(
+        logits: Tensor,
+        bias: Tensor | None,
+        factors: tuple[Tensor, ...],
+        constants: dict[str, Tensor],
+        scale: Tensor | None,
+    ) -> Tensor:
+        def total(scores: Tensor) -> tuple[Tensor, Tensor]:
+            losses = losses_of(scores, torch.zeros_like(scores), constants)
+            for factor in factors:
+                losses = losses * factor.to(losses.dtype)
+            return losses.sum(), losses
+
+        scores = logits if bias is None else logits + bias
+        if scale is None:
+            return total(scores)[1].sum(1, keepdim=True)
+        slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(scores)
+        slope = slope * scale
+        largest = [slope.abs().amax(1)] if with_largest else []
+        sums = torch.stack([losses.sum(1), slope.sum(1), *largest], 1)
+        logits.copy_(slope)
+        return sums
+
+    return negatives
 
 
 def _with_gradient(formula: Formula, inputs: Inputs, scale: Tensor | None, gradient: Tensor | None) -> Tensor:

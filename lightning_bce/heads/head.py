@@ -1,0 +1,286 @@
+"""MultiLabelHead: the last linear layer and its loss in one, for so many labels that (N, C) must not exist."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_bce.heads.formula import HeadFormula
+from lightning_bce.heads.targets import SparseTarget
+from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size
+from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
+from lightning_bce.losses.checks import check_factor, check_unit, check_whole
+from lightning_bce.losses.sums import safe_ratio
+from lightning_bce.spec import Recorded
+
+
+class HeadBackwardError(RuntimeError):
+    """A head was asked for gradients that it does not have: a second backward, or a gradient of a gradient."""
+
+
+class MultiLabelHead(Recorded, nn.Module):
+    r"""The last linear layer and its loss in one, for 10^4 to 10^7 labels.
+
+    The numbers are those of ``loss(nn.Linear(in_features, num_labels)(inputs), dense_target)``, the memory is not:
+    neither logits nor dense targets of (N, C) exist, in training, evaluation or prediction. The labels go by in chunks,
+    of each the logits, the loss and all gradients are computed at once, and the gradient of the weights is written
+    where the optimizer finds it, and handed over without a copy.
+
+    Called with inputs (N, D) and a target it returns the reduced loss; :meth:`loss_and_sums` returns the
+    :class:`LossSums` too, :meth:`topk` and :meth:`probability` predict.
+
+    The gradients are computed in the forward pass, for an upstream gradient that is one number: a second backward and
+    ``create_graph`` raise :class:`HeadBackwardError`. Whatever the dtype of the weights, logits, loss, gradients of the
+    logits and the sum of the inputs' gradient are in float32 or better.
+
+    Args:
+        in_features: Width D of the inputs.
+        num_labels: Number of labels C.
+        loss: By element, with one formula for all labels or constants of one number for each. None is
+            BCEWithLogitsLoss.
+        bias: Whether each label has a bias.
+        prior: Frequency of the positives in (0, 1) at which the biases begin. None begins them as nn.Linear does. With
+            few positives the first steps then do not go into the bias.
+        chunk_labels: Labels in a chunk. None takes as many as have 2 MiB of logits, on a GPU 32 MiB.
+        per_label: Whether the sums are by label, (C, 2), or of all, (1, 2).
+        device: Where the parameters are made.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If an option is out of range, or the loss cannot be computed label by label, with the reason.
+        TypeError: If an option is of another type.
+
+    Example:
+        >>> head = MultiLabelHead(16, 1000)
+        >>> inputs = torch.randn(2, 16, requires_grad=True)
+        >>> loss = head(inputs, [[3, 999], []])  # the labels of the first sample; the second has none
+        >>> loss.backward()
+        >>> head.weight.grad.shape
+        torch.Size([1000, 16])
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_labels: int,
+        loss: BinaryLoss | None = None,
+        *,
+        bias: bool = True,
+        prior: float | None = None,
+        chunk_labels: int | None = None,
+        per_label: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_whole("in_features", in_features, at_least=1)
+        check_whole("num_labels", num_labels, at_least=1)
+        if chunk_labels is not None:
+            check_whole("chunk_labels", chunk_labels, at_least=1)
+        check_unit("prior", prior)
+        if prior is not None and not (bias and 0 < prior < 1):
+            raise ValueError(
+                f"`prior` is {prior}; a frequency strictly between 0 and 1 was expected, and `bias=True`, which it "
+                "sets."
+            )
+        self.in_features = in_features
+        self.num_labels = num_labels
+        self.chunk_labels = chunk_labels
+        self.per_label = per_label
+        self.prior = prior
+        self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else loss
+        self._formula = HeadFormula(self.loss, num_labels)
+        self.weight = nn.Parameter(torch.empty(num_labels, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype)) if bias else None
+        self.dense_part: float | None = None
+        """Of the last training pass, the part of the labels whose products backward were whole; see the README."""
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as nn.Linear does, and set the biases to the prior if there is one."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is None:
+            return
+        if self.prior is None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        else:
+            nn.init.constant_(self.bias, math.log(self.prior) - math.log1p(-self.prior))
+
+    def extra_repr(self) -> str:
+        """Return the sizes."""
+        return f"in_features={self.in_features}, num_labels={self.num_labels}, bias={self.bias is not None}"
+
+    # -- loss ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor, target: Any, weight: Tensor | None = None) -> Tensor:
+        """Return the reduced loss in nats; see :meth:`loss_and_sums`."""
+        return self.loss_and_sums(inputs, target, weight)[0]
+
+    def loss_and_sums(self, inputs: Tensor, target: Any, weight: Tensor | None = None) -> tuple[Tensor, LossSums]:
+        """Return the reduced loss, differentiable, and its sums by side, which are not.
+
+        Args:
+            inputs: (N, D), floating point.
+            target: A :class:`SparseTarget`, or what :meth:`SparseTarget.of` takes: lists of labels, padded lists
+                (N, K), a sparse tensor (N, C). Made in the collate function, it costs the training nothing.
+            weight: Factors of at least 0: (N,) one for each sample, or (1, C) one for each label.
+
+        Returns:
+            The loss in float32 or better, and the sums, (1, 2), or (C, 2) with ``per_label``.
+
+        Raises:
+            ValueError: If shapes do not fit.
+        """
+        target = self._target(inputs, target)
+        row, label = self._weights(inputs, weight)
+        counts = self._counts(target, row, label)
+        walk = self._walk(inputs, target, Counts(row, self._class_weight(label)))
+        wide = torch.float64 if inputs.device.type != "mps" else torch.float32
+        counted = self._counted(target, counts, wide)
+        total_weight = counted.sum()
+        if self.loss.reduction != "sum":
+            walk = walk._replace(scale=1 / torch.where(total_weight == 0, 1.0, total_weight))
+        # [needs_input_grad] Under `no_grad` autograd.Function still says that inputs need gradients, and validation
+        # would pay for them. So it is asked here.
+        learning = torch.is_grad_enabled()
+        wanted = tuple(learning and t is not None and t.requires_grad for t in (inputs, self.weight, self.bias))
+        if any(wanted):
+            loss, losses = _Head.apply(inputs, self.weight, self.bias, walk, wanted, self)  # type: ignore[no-untyped-call]
+        else:
+            losses, *_ = walk.run((False, False, False))
+            loss = losses.sum()
+            loss = (loss if self.loss.reduction == "sum" else safe_ratio(loss, total_weight)).to(self._full)
+        return loss, LossSums(losses.to(self._full), counted.to(self._full))
+
+    @property
+    def _full(self) -> torch.dtype:
+        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+
+    def _target(self, inputs: Tensor, target: Any) -> SparseTarget:
+        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != self.in_features:
+            came = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(
+                f"`inputs` is {came}; (N, {self.in_features}) was expected, what the layer before the head returns. "
+                "Flatten other dimensions into the first."
+            )
+        found = SparseTarget.of(target, self.num_labels, self.loss.ignore_index).to(inputs.device)
+        if len(found) != len(inputs):
+            raise ValueError(f"There are {len(inputs)} inputs and targets of {len(found)} samples: one for each.")
+        return found
+
+    def _weights(self, inputs: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the weights of samples and of labels that also count, of the call and of the loss."""
+        row = label = None
+        own = self.loss._buffers.get("weight")
+        if own is not None:
+            label = own.flatten().expand(self.num_labels)
+        if weight is None:
+            return row, label
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"`weight` is {type(weight).__name__}; a tensor was expected.")
+        if self.loss.validate != "off" and weight.device.type == "cpu":  # elsewhere the host would wait
+            check_factor("weight", weight)
+        weight = weight.detach()
+        if tuple(weight.shape) in ((len(inputs),), (len(inputs), 1)):
+            row = weight.flatten()
+        elif tuple(weight.shape) == (1, self.num_labels):
+            label = weight[0] if label is None else label * weight[0]
+        else:
+            raise ValueError(
+                f"`weight` has shape {tuple(weight.shape)}; expected ({len(inputs)},) for one value per sample or (1, "
+                f"{self.num_labels}) for one per label. One for each element would be as large as the logits."
+            )
+        return row, label
+
+    def _class_weight(self, label: Tensor | None) -> Tensor | None:
+        own = self.loss.class_weight
+        if own is None:
+            return label
+        return own if label is None else own * label
+
+    def _counts(self, target: SparseTarget, row: Tensor | None, label: Tensor | None) -> Counts:
+        reduction = self.loss.reduction
+        if reduction == "weighted_mean":
+            return Counts(row, label)
+        if reduction == "batchmean":
+            known = torch.full((len(target),), self.num_labels, dtype=self._full, device=target.device)
+            if target.values is not None:
+                known.index_add_(0, target.rows, -target.values.isnan().to(known.dtype))
+            return Counts(1 / known.clamp(min=1), None)
+        return Counts(None, None)
+
+    def _counted(self, target: SparseTarget, counts: Counts, dtype: torch.dtype) -> Tensor:
+        """Return what the elements count by side, (rows, 2)."""
+        of_entries = counts.of_entries(target, dtype)
+        positive = gone = of_entries
+        if target.values is not None:
+            positive = torch.where(target.values > 0.5, of_entries, 0.0)
+            gone = torch.where(target.values.isnan(), of_entries, positive)  # what is unknown counts on no side
+        if not self.per_label:
+            return torch.stack([counts.total(target, dtype) - gone.sum(), positive.sum()])[None]
+        negatives = counts.by_label(target, dtype).index_add_(0, target.labels, -gone)
+        return torch.stack([negatives, torch.zeros_like(negatives).index_add_(0, target.labels, positive)], 1)
+
+    def _walk(self, inputs: Tensor, target: SparseTarget, factors: Counts) -> Walk:
+        one = torch.ones(
+            (), dtype=torch.float64 if inputs.device.type != "mps" else torch.float32, device=inputs.device
+        )
+        chunk = self.chunk_labels or chunk_size(len(inputs), self.weight.dtype, inputs.device)
+        return Walk(
+            self._formula,
+            inputs,
+            self.weight,
+            self.bias,
+            target,
+            factors,
+            one,
+            min(chunk, self.num_labels),
+            can_compile(self._formula, inputs.device, target.numel()),
+            self.per_label,
+        )
+
+
+class _Head(torch.autograd.Function):
+    """The loss, of which every gradient is known when it is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, walk: Walk, wanted: Any, head: MultiLabelHead
+    ) -> tuple[Tensor, Tensor]:
+        losses, gradients, head.dense_part = walk.run(wanted)
+        ctx.gradients, ctx.dtypes = gradients, (inputs.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(losses)
+        return (losses.sum() * walk.scale).to(head._full), losses
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if torch.is_grad_enabled():
+            raise HeadBackwardError(
+                "A gradient of a MultiLabelHead's gradient was asked for (`create_graph=True`): it has none, because "
+                "its gradients are computed in the forward pass. Use the loss on the logits of an nn.Linear."
+            )
+        if gradients is None:
+            raise HeadBackwardError(
+                "A MultiLabelHead was asked for its gradient a second time. It hands its gradients over, without a "
+                "copy, to the first backward. Call it once more, or add the losses up and call backward once."
+            )
+        of_inputs, of_weight, of_bias = gradients
+        del gradients  # a second reference would make autograd copy
+        total = upstream[0]
+        # [no sync] On a device the factor is not looked at.
+        if total.device.type != "cpu" or total != 1:
+            for gradient in (of_inputs, of_weight, of_bias):
+                if gradient is not None:
+                    gradient.mul_(total)
+        inputs_dtype, bias_dtype = ctx.dtypes
+        of_inputs = None if of_inputs is None else of_inputs.to(inputs_dtype)
+        of_bias = None if of_bias is None else of_bias.to(bias_dtype)
+        return of_inputs, of_weight, of_bias, None, None, None
