@@ -79,7 +79,7 @@ class Kernels:
         """Return sums by label of the losses of negatives, and put the scaled gradient in the place of the logits.
 
         Args:
-            losses: The loss of an element of logits, target and constants.
+            losses: The loss of a negative, of logits and constants.
             name: Of the loss, for messages.
             logits: (C, N), a row for each label, without the bias; overwritten if there is a scale.
             bias: (C, 1).
@@ -184,7 +184,7 @@ def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable
         scale: Tensor | None,
     ) -> Tensor:
         def total(scores: Tensor) -> tuple[Tensor, Tensor]:
-            losses = losses_of(scores, torch.zeros_like(scores), constants)
+            losses = losses_of(scores, constants)
             for factor in factors:
                 losses = losses * factor.to(losses.dtype)
             return losses.sum(), losses

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_bce.losses import BinaryLoss, CombinedLoss, UnobservedBCELoss
 
 _FAR = (-1e4, -30.0, -3.0, 0.0)  # logits at which the loss of a negative may be nothing
+_SURE = -8.0  # a logit at which a negative is sure, and its gradient not rounded to 0
 
 
 class HeadFormula:
@@ -33,28 +34,19 @@ class HeadFormula:
         self.name = type(loss).__name__
         self.loss = loss
         self._part = _Elementwise(loss)
+        # A subclass may have a formula of its own and inherit the short form of another.
+        short = _owner(loss, "negatives")
+        self._short_form = short is not BinaryLoss and issubclass(short, _owner(loss, "elementwise"))
         self.by_label = [name for name, value in _constants(loss).items() if value.numel() > 1]
-        probe = torch.tensor(_FAR, dtype=torch.float64)
-        with torch.no_grad():
-            slope, losses = self._probe(probe)
-        self.far = _FAR[int(losses.abs().argmin())]
-        """The logit that takes a positive's place among the negatives: where the loss of a negative is least."""
-        self.has_dead_zone = bool((slope[:2] == 0).all()) and self._is_dead_at(-8.0)
-        """Whether sure negatives have a gradient of exactly 0 long before floating point rounds it to that."""
-
-    def _probe(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        constants = {name: value.new_full((), float(value.flatten()[0])) for name, value in self.cut(0, 1).items()}
+        device = next((value.device for value in loss.buffers()), torch.device("cpu"))
         with torch.enable_grad():
-            leaf = logits.to(self._device()).requires_grad_()
-            losses = self.losses(leaf[None], torch.zeros_like(leaf)[None], constants)[0]
+            leaf = torch.tensor([(*_FAR, _SURE)], device=device, requires_grad=True)
+            losses = self.negatives(leaf, self.cut(0, 1))
             (slope,) = torch.autograd.grad(losses.sum(), leaf)
-        return slope.cpu(), losses.detach().cpu()
-
-    def _is_dead_at(self, logit: float) -> bool:
-        return bool(self._probe(torch.tensor([logit], dtype=torch.float64))[0] == 0)
-
-    def _device(self) -> torch.device:
-        return next((value.device for value in self.loss.buffers()), torch.device("cpu"))
+        self.far = _FAR[int(losses[0, : len(_FAR)].abs().argmin())]
+        """The logit that takes a positive's place among the negatives: where the loss of a negative is least."""
+        self.has_dead_zone = bool(slope[0, -1] == 0)
+        """Whether sure negatives have a gradient of exactly 0 long before floating point rounds it to that."""
 
     def cut(self, begin: int, end: int) -> dict[str, Tensor]:
         """Return the constants of a slice of the labels."""
@@ -75,11 +67,14 @@ class HeadFormula:
         losses: Tensor = torch.func.functional_call(self._part, replaced, (scores, target))
         return losses
 
-    def label_major(self, logits: Tensor, target: Tensor, constants: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each element of (C, N)."""
-        if not constants:
-            return self.losses(logits, target, constants)
-        return self.losses(logits.t(), target.t(), constants).t()
+    def negatives(self, logits: Tensor, constants: dict[str, Tensor]) -> Tensor:
+        """Return the loss of each element of (C, N), label-major, if all targets are 0."""
+        loss = self.loss
+        if self._short_form:
+            return loss.negatives(logits)
+        scores = logits.t() if constants else logits
+        losses = self.losses(scores, torch.zeros_like(scores), constants)
+        return losses.t() if constants else losses
 
 
 class _Elementwise(nn.Module):
@@ -137,6 +132,11 @@ def _reason_against_terms(loss: CombinedLoss, num_labels: int) -> str | None:
         if reason is not None:
             return f"of its term {name!r}: {reason}"
     return None
+
+
+def _owner(loss: BinaryLoss, method: str) -> type:
+    """Return the class that a loss has a method from."""
+    return next(cls for cls in type(loss).__mro__ if method in vars(cls))
 
 
 def _constants(loss: BinaryLoss) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ class SparseTarget:
 
         Example:
             >>> dense = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
-            >>> SparseTarget.from_sparse(dense.to_sparse_csr()).labels
+            >>> SparseTarget.from_sparse(dense.to_sparse()).labels
             tensor([0, 1, 1])
         """
         if target.ndim != 2:

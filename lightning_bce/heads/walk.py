@@ -264,7 +264,7 @@ class Walk(NamedTuple):
         constants = formula.cut(begin, end)
         kernels = formula.loss._kernels
         if self.compiled and kernels.failure is None:
-            given = formula.label_major, formula.name, z, bias, tuple(factors), constants, scale
+            given = formula.negatives, formula.name, z, bias, tuple(factors), constants, scale
             try:
                 return kernels.negatives(*given, with_largest=formula.has_dead_zone)
             except KernelError as error:
@@ -279,7 +279,7 @@ class Walk(NamedTuple):
             with torch.set_grad_enabled(scale is not None):
                 leaf = scores.detach().requires_grad_(scale is not None)
                 cut = {name: value[some] for name, value in constants.items()}
-                losses = formula.label_major(leaf, torch.zeros_like(leaf), cut)
+                losses = formula.negatives(leaf, cut)
                 for factor in factors:
                     losses = losses * (factor[some] if len(factor) == len(z) > 1 else factor)
                 sums = [losses.detach().sum(1)]

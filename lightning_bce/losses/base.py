@@ -124,6 +124,14 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         loss of an element depends on that element alone; what it takes from the others comes from :meth:`context`.
         """
 
+    def negatives(self, logits: Tensor) -> Tensor:
+        """Return the loss of each element if its target is 0, as :meth:`elementwise` does.
+
+        A head of many labels calls it for nearly all of them, and asks for the first derivative only: a loss may have
+        a shorter form of that side.
+        """
+        return self.elementwise(logits, torch.zeros_like(logits))
+
     def context(self, logits: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the target to learn from and a factor for each element, for a loss in which they depend on the batch.
 

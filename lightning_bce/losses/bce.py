@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, check_constant, per_label
 from lightning_bce.losses.checks import Factor, check_shapes
-from lightning_bce.losses.stable import folded, full_precision
+from lightning_bce.losses.stable import first_order, folded, full_precision
 
 
 def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
@@ -85,6 +85,10 @@ class BCEWithLogitsLoss(BinaryLoss):
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`bce_with_logits`."""
         return bce_with_logits(logits, target, pos_weight=self.pos_weight)
+
+    def negatives(self, logits: Tensor) -> Tensor:
+        """Return the cross-entropy of a negative, on which ``pos_weight`` has no say."""
+        return first_order(full_precision(logits)).softplus
 
     def _blockwise(self, logits: Tensor, target: Tensor) -> Tensor:
         # One for each label, in whatever shape it broadcasts to the batch: `_reason_against_blocks` has seen to that.

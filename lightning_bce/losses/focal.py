@@ -11,10 +11,13 @@ from lightning_bce.losses.checks import check_number, check_shapes, check_unit
 from lightning_bce.losses.quality_focal import quality_focal_loss
 from lightning_bce.losses.stable import (
     by_target,
+    few_factors,
+    first_order,
     folded,
     full_precision,
     power_of_miss,
     power_of_probability,
+    product,
     sides,
     softplus,
 )
@@ -146,3 +149,11 @@ class FocalLoss(BinaryLoss):
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`focal_loss`."""
         return focal_loss(logits, target, gamma=self.gamma, alpha=self.alpha, soft_targets=self.soft_targets)
+
+    def negatives(self, logits: Tensor) -> Tensor:
+        """Return the focal loss of a negative, which is one for all ``soft_targets``."""
+        if self.gamma != 0 and not few_factors(self.gamma):
+            return super().negatives(logits)
+        pieces = first_order(full_precision(logits))
+        losses = product(pieces.p, self.gamma) * pieces.softplus if self.gamma else pieces.softplus
+        return losses if self.alpha is None else (1 - self.alpha) * losses

@@ -118,6 +118,46 @@ def folded(logits: Tensor) -> Folded:
     return Folded(above, size, rest, larger, log1p)
 
 
+class FirstOrder(NamedTuple):
+    """Probability and loss of a negative, with their exact first derivatives, and no second ones.
+
+    Args:
+        p: The probability.
+        softplus: log(1 + exp(x)) = -log(1 - p).
+    """
+
+    p: Tensor
+    softplus: Tensor
+
+
+def first_order(logits: Tensor) -> FirstOrder:
+    r"""Return the pieces of a negative's loss where nobody asks for a second derivative, in two thirds of the time.
+
+    Autograd need not walk back through the fold: the derivatives are p (1 - p) and p. And of :math:`e = e^{-|x|}` in
+    (0, 1] float32 needs no logarithm, but few terms of :math:`\log(1 + e) = 2 \operatorname{artanh}(e / (2 + e))`.
+    """
+    z = logits.detach()
+    above = z > 0
+    size = torch.where(above, z, -z)
+    rest = (-size).exp()
+    sum_ = 1 + rest
+    larger = 1 / sum_
+    smaller = rest * larger
+    p = torch.where(above, larger, smaller)
+    if logits.dtype == torch.float32:
+        half = rest / (2 + rest)
+        square = half * half
+        series = torch.full((), 1 / 13, device=z.device)
+        for denominator in (11, 9, 7, 5, 3, 1):  # what is left out is below 2e-8 of it
+            series = series * square + 1 / denominator
+        log1p = 2 * half * series
+    else:
+        log1p = sum_.log() + (rest - (sum_ - 1)) * larger
+    losses = log1p + torch.where(above, z, 0.0)
+    step = logits - z  # 0, with a derivative of 1
+    return FirstOrder(p + step * (larger * smaller), losses + step * p)
+
+
 def softplus(z: Tensor) -> Tensor:
     """Return log(1 + exp(z)) to full accuracy in float32 and float64, with exact derivatives.
 

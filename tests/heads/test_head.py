@@ -1,6 +1,7 @@
 """A head computes what nn.Linear and the loss compute, and never as much at once."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -93,6 +94,34 @@ def test_reductions_weights_and_unknown_labels_count_as_in_the_dense_loss(
 def test_constants_of_labels_are_cut_with_them(loss, a_target, compared):
     loss.fused = False
     compared(a_head(loss), inputs(), a_target(ROWS, LABELS))
+
+
+@pytest.mark.parametrize("cls", ELEMENTWISE, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.25}, {"gamma": 0.0}, {"gamma": 1.5}], ids=str)
+def test_the_short_form_of_a_negative_is_its_formula(cls, options):
+    options = {name: value for name, value in options.items() if name in inspect.signature(cls.__init__).parameters}
+    loss = cls(**(REQUIRED.get(cls.__name__, {}) | options))
+    for dtype in (torch.float32, torch.float64):
+        outputs = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-1e4, -100.0, 100.0, 1e4])]).to(dtype)
+        outputs = outputs if loss.input_space == "logits" else outputs.sigmoid()
+        found, expected = (outputs.clone().requires_grad_() for _ in range(2))
+        losses = loss.negatives(found)
+        right = loss.elementwise(expected, torch.zeros_like(expected))
+        tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).tiny}
+        assert_close(losses, right, **tolerance)
+        gradients = torch.autograd.grad(losses.sum(), found), torch.autograd.grad(right.sum(), expected)
+        assert_close(*gradients, **tolerance)
+
+
+class SquaredAfterAll(FocalLoss):
+    """A formula of its own below the short form of another."""
+
+    def elementwise(self, logits, target):
+        return (logits.sigmoid() - target).square()
+
+
+def test_a_subclass_does_not_inherit_the_short_form_of_another_formula(a_target, compared):
+    compared(a_head(SquaredAfterAll(fused=False)), inputs(), a_target(ROWS, LABELS))
 
 
 @needs_a_compiler
