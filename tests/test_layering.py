@@ -41,8 +41,9 @@ FLOORS = {
     "cli": 4,
     "__main__": 5,
 }
-# A metric and a head are of a loss, which knows nothing of them; the command hands `compare` over.
-NEXT_DOOR = {("metrics", "losses"), ("heads", "losses"), ("cli", "comparison")}
+# A metric and a head are of a loss, which knows nothing of them, and metrics at k take a head's targets; the command
+# hands `compare` over.
+NEXT_DOOR = {("metrics", "losses"), ("heads", "losses"), ("metrics", "heads"), ("cli", "comparison")}
 WITHOUT_LIGHTNING = {"decision", "engine", "losses", "metrics", "heads", "exportable"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 

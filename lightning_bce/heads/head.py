@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_bce.heads.formula import HeadFormula
+from lightning_bce.heads.prediction import best_labels, scores_of
 from lightning_bce.heads.targets import SparseTarget
 from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
@@ -159,17 +160,67 @@ class MultiLabelHead(Recorded, nn.Module):
             loss = (loss if self.loss.reduction == "sum" else safe_ratio(loss, total_weight)).to(self._full)
         return loss, LossSums(losses.to(self._full), counted.to(self._full))
 
-    @property
-    def _full(self) -> torch.dtype:
-        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+    # -- prediction ---------------------------------------------------------------------------------------------------
 
-    def _target(self, inputs: Tensor, target: Any) -> SparseTarget:
+    @torch.no_grad()
+    def topk(self, inputs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the k most probable labels of each sample, chunk by chunk.
+
+        Args:
+            inputs: (N, D).
+            k: How many, from 1 to C.
+
+        Returns:
+            Probabilities in float32 or better and labels, (N, k) both, the most probable first.
+
+        Raises:
+            ValueError: If ``k`` is out of range or the inputs have another width.
+        """
+        self._check_inputs(inputs)
+        if not 1 <= k <= self.num_labels:
+            raise ValueError(f"`k` is {k}; from 1 to the head's {self.num_labels} labels were expected.")
+        scores, labels = best_labels(inputs, self.weight, self.bias, k, self._chunk(inputs))
+        return torch.sigmoid(scores), labels
+
+    @torch.no_grad()
+    def probability(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the probabilities of chosen labels.
+
+        Args:
+            inputs: (N, D).
+            labels: (K,) for the same labels of every sample, or (N, K).
+
+        Returns:
+            (N, K) in float32 or better.
+
+        Raises:
+            ValueError: If shapes do not fit.
+        """
+        self._check_inputs(inputs)
+        if labels.ndim not in (1, 2) or (labels.ndim == 2 and len(labels) != len(inputs)):
+            raise ValueError(
+                f"`labels` has shape {tuple(labels.shape)}; (K,) for all samples or ({len(inputs)}, K) was expected."
+            )
+        return torch.sigmoid(scores_of(inputs, self.weight, self.bias, labels))
+
+    def _check_inputs(self, inputs: Any) -> None:
         if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != self.in_features:
             came = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise ValueError(
                 f"`inputs` is {came}; (N, {self.in_features}) was expected, what the layer before the head returns. "
                 "Flatten other dimensions into the first."
             )
+
+    def _chunk(self, inputs: Tensor) -> int:
+        chunk = self.chunk_labels or chunk_size(len(inputs), self.weight.dtype, inputs.device)
+        return min(chunk, self.num_labels)
+
+    @property
+    def _full(self) -> torch.dtype:
+        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+
+    def _target(self, inputs: Tensor, target: Any) -> SparseTarget:
+        self._check_inputs(inputs)
         found = SparseTarget.of(target, self.num_labels, self.loss.ignore_index).to(inputs.device)
         if len(found) != len(inputs):
             raise ValueError(f"There are {len(inputs)} inputs and targets of {len(found)} samples: one for each.")
@@ -232,7 +283,6 @@ class MultiLabelHead(Recorded, nn.Module):
         one = torch.ones(
             (), dtype=torch.float64 if inputs.device.type != "mps" else torch.float32, device=inputs.device
         )
-        chunk = self.chunk_labels or chunk_size(len(inputs), self.weight.dtype, inputs.device)
         return Walk(
             self._formula,
             inputs,
@@ -241,7 +291,7 @@ class MultiLabelHead(Recorded, nn.Module):
             target,
             factors,
             one,
-            min(chunk, self.num_labels),
+            self._chunk(inputs),
             can_compile(self._formula, inputs.device, target.numel()),
             self.per_label,
         )

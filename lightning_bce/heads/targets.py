@@ -211,6 +211,13 @@ class SparseTarget:
         shape, host = (self.shape[0], end - begin), self.host_labels[where] - begin
         return SparseTarget(self.labels[where] - begin, self.rows[where], shape, values, host)
 
+    def positives(self) -> SparseTarget:
+        """Return what is above one half, as a target of ones."""
+        if self.values is None:
+            return self
+        kept = self.values > 0.5
+        return SparseTarget(self.labels[kept], self.rows[kept], self.shape)
+
     def first_rows(self, number: int) -> SparseTarget:
         """Return the target of the first samples."""
         kept = self.rows < number

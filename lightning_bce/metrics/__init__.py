@@ -1,5 +1,9 @@
 """Metrics: the loss itself, where it comes from, and what torchmetrics lacks, with torchmetrics' metrics beside it."""
 
+from lightning_bce.metrics.at_k import NDCGAtK as NDCGAtK
+from lightning_bce.metrics.at_k import PrecisionAtK as PrecisionAtK
+from lightning_bce.metrics.at_k import PropensityScoredPrecisionAtK as PropensityScoredPrecisionAtK
+from lightning_bce.metrics.at_k import propensities as propensities
 from lightning_bce.metrics.brier_score import BinaryBrierScore as BinaryBrierScore
 from lightning_bce.metrics.brier_score import BrierParts as BrierParts
 from lightning_bce.metrics.brier_score import MultilabelBrierScore as MultilabelBrierScore
