@@ -75,13 +75,13 @@ class Kernels:
         constants: dict[str, Tensor],
         scale: Tensor | None,
         with_largest: bool = False,
-    ) -> Tensor:
-        """Return sums by label of the losses of negatives, and put the scaled gradient in the place of the logits.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return sums by label of the losses of negatives, and the scaled gradient; for a walk within :func:`calls`.
 
         Args:
             losses: The loss of a negative, of logits and constants.
             name: Of the loss, for messages.
-            logits: (C, N), a row for each label, without the bias; overwritten if there is a scale.
+            logits: (C, N), a row for each label, without the bias.
             bias: (C, 1).
             factors: Each scales the losses, broadcastable.
             constants: What the formula has one of for each label.
@@ -89,12 +89,14 @@ class Kernels:
             with_largest: Whether the largest gradient of each label is wanted too, to find those without any.
 
         Returns:
-            (C, 1): the losses. With a scale (C, 2): the scaled gradients too, and (C, 3) the largest absolute one.
+            Sums (C, 1), the losses, or with a scale (C, 2), the scaled gradients too, or (C, 3), the largest absolute
+            one too; and the gradient (C, N) if there is a scale.
         """
         key = "negatives", scale is not None, with_largest
         nature = _nature(logits), bias is None, *map(_nature, factors), *constants
         given = (logits, bias, factors, constants, scale)
-        return self._run(key, nature, lambda: _negatives(losses, with_largest), name, logits.device, given)
+        sums, gradient = self._run(key, nature, lambda: _negatives(losses, with_largest), name, given)
+        return sums, gradient
 
     def _of_inputs(
         self, kind: str, make: Any, formula: Formula, name: str, gradient: Tensor | None, given: tuple[Any, ...]
@@ -102,17 +104,18 @@ class Kernels:
         key = kind, gradient is not None, repr((formula.neutral, formula.ignored))
         inputs: Inputs = given[0]
         nature: tuple[Any, ...] = inputs.each(_nature)  # type: ignore[arg-type]
-        return self._run(key, nature, lambda: make(formula, gradient is not None), name, inputs.logits.device, given)
+        with calls(inputs.logits.device):
+            result: Tensor = self._run(key, nature, lambda: make(formula, gradient is not None), name, given)
+        return result
 
     def _run(
         self,
         key: tuple[Any, ...],
         nature: tuple[Any, ...],
-        make: Callable[[], Callable[..., Tensor]],
+        make: Callable[[], Callable[..., Any]],
         name: str,
-        device: torch.device,
         given: tuple[Any, ...],
-    ) -> Tensor:
+    ) -> Any:
         """Return what the kernel of a key returns, which is made if there is none.
 
         The nature is what makes the compiler begin anew; sizes do not, but for a single label.
@@ -122,8 +125,7 @@ class Kernels:
         first = (*key, *nature)
         new, begin = first not in self._seen, time.perf_counter()
         try:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False), _every_size(new):
-                result = self._made[key](*given)
+            result = self._made[key](*given)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
@@ -138,15 +140,20 @@ class Kernels:
 
 
 @contextmanager
-def _every_size(new: bool) -> Iterator[None]:
-    """Have the compiler take two sizes that are equal in its first batch for two, and a hyper-parameter for a number.
+def calls(device: torch.device) -> Iterator[None]:
+    """Have kernels called as they are made: without a graph and autocast, and by a compiler for every size.
 
-    A number that it sees change it would take for unknown, and compute every power of it the long way.
+    It takes two sizes that are equal in its first batch for two, and a hyper-parameter for a number: one that it sees
+    change it would take for unknown, and compute every power of it the long way. To enter this costs a quarter of a
+    millisecond, so that a walk over many chunks does it once.
     """
-    wanted: list[tuple[Any, str, bool]] = [(torch._dynamo.config, "specialize_float", True)]
-    if new:
-        wanted.append((shapes, "use_duck_shape", False))
+    wanted: list[tuple[Any, str, bool]] = [
+        (torch._dynamo.config, "specialize_float", True),
+        (shapes, "use_duck_shape", False),
+    ]
     with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
         for config, name, value in wanted:
             if hasattr(config, name):  # not in every version
                 stack.enter_context(config.patch(**{name: value}))
@@ -175,14 +182,14 @@ def _losses(formula: Formula, with_gradient: bool) -> Callable[..., Tensor]:
     return losses
 
 
-def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable[..., Tensor]:
+def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def negatives(
         logits: Tensor,
         bias: Tensor | None,
         factors: tuple[Tensor, ...],
         constants: dict[str, Tensor],
         scale: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         def total(scores: Tensor) -> tuple[Tensor, Tensor]:
             losses = losses_of(scores, constants)
             for factor in factors:
@@ -191,13 +198,11 @@ def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable
 
         scores = logits if bias is None else logits + bias
         if scale is None:
-            return total(scores)[1].sum(1, keepdim=True)
+            return total(scores)[1].sum(1, keepdim=True), None
         slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(scores)
         slope = slope * scale
         largest = [slope.abs().amax(1)] if with_largest else []
-        sums = torch.stack([losses.sum(1), slope.sum(1), *largest], 1)
-        logits.copy_(slope)
-        return sums
+        return torch.stack([losses.sum(1), slope.sum(1), *largest], 1), slope
 
     return negatives
 

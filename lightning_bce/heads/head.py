@@ -45,7 +45,7 @@ class MultiLabelHead(Recorded, nn.Module):
         bias: Whether each label has a bias.
         prior: Frequency of the positives in (0, 1) at which the biases begin. None begins them as nn.Linear does. With
             few positives the first steps then do not go into the bias.
-        chunk_labels: Labels in a chunk. None takes as many as have 2 MiB of logits, on a GPU 32 MiB.
+        chunk_labels: Labels in a chunk. None takes as many as have 4 MiB of logits, on a GPU 32 MiB.
         per_label: Whether the sums are by label, (C, 2), or of all, (1, 2).
         device: Where the parameters are made.
         dtype: Of the parameters.

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from lightning_bce.engine import KernelError, reason_against, sum_dtype
+from lightning_bce.engine.kernel import calls
 from lightning_bce.engine.memory import large_buffer
 from lightning_bce.heads.formula import HeadFormula
 from lightning_bce.heads.targets import SparseTarget
 
-BYTES = {"cpu": 2**21, "cuda": 2**25}
+BYTES = {"cpu": 2**22, "cuda": 2**25}
 """Of the logits of a chunk: on a CPU they stay in the caches, a GPU wants large matrices."""
 
 EAGER = 2**15  # elements at a time without a compiler: the temporaries of a formula then stay in a cache
@@ -140,7 +141,7 @@ class Walk(NamedTuple):
             The losses, (rows, 2), negatives and positives, in the widest dtype; the gradients; and the part of the
             labels that took the whole product backward, 1 unless the loss has gradients of exactly 0.
         """
-        with torch.autocast(self.inputs.device.type, enabled=False):
+        with calls(self.inputs.device):
             return self._run(wanted)
 
     def _run(self, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Gradients, float]:
@@ -172,15 +173,15 @@ class Walk(NamedTuple):
             here = slice(self.target.place(begin), self.target.place(end))
             flat = entries.flat[here] - begin * rows
             z.view(-1).index_put_((flat,), entries.fill[here])
-            sums = self._negatives(z, bias, begin, end, scale)
+            sums, slopes = self._negatives(z, bias, begin, end, scale)
             if self.per_label:
                 negatives[begin:end] = sums[:, 0]
             else:
                 negatives += sums[:, 0].sum(dtype=wide)
-            if scale is None:
+            if slopes is None:
                 continue
             assert entries.slopes is not None and entries.filled_slopes is not None
-            z.view(-1).index_put_((flat,), entries.slopes[here])
+            slopes.view(-1).index_put_((flat,), entries.slopes[here])
             bias_gradient = None
             if wanted[2]:
                 correction = entries.slopes[here] - entries.filled_slopes[here]
@@ -192,7 +193,7 @@ class Walk(NamedTuple):
                 weight_gradient = torch.empty_like(weight) if of_weight is None else of_weight[begin:end]
             live = self._live(sums, here, begin)
             live_labels += end - begin if live is None else len(live)
-            _multiply_back(z, inputs, weight, of_inputs, weight_gradient, live)
+            _multiply_back(slopes, inputs, weight, of_inputs, weight_gradient, live)
             if self.step is not None and weight_gradient is not None:
                 self.step(begin, end, weight_gradient, bias_gradient)
         return self._sums(negatives, entries), Gradients(of_inputs, of_weight, of_bias), live_labels / labels
@@ -254,8 +255,10 @@ class Walk(NamedTuple):
         positives = torch.zeros_like(negatives).index_add_(0, labels, on_positives)
         return torch.stack([negatives.index_add_(0, labels, on_negatives), positives], 1)
 
-    def _negatives(self, z: Tensor, bias: Tensor | None, begin: int, end: int, scale: Tensor | None) -> Tensor:
-        """Return the sums of a chunk, all of which counts as negative, and put its gradient in its place."""
+    def _negatives(
+        self, z: Tensor, bias: Tensor | None, begin: int, end: int, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the sums of a chunk, all of which counts as negative, and its gradient, which may lie in its place."""
         formula = self.formula
         bias = None if bias is None else bias[:, None].to(z.dtype)
         factors = [] if self.factors.row is None else [self.factors.row[None].to(z.dtype)]
@@ -288,7 +291,7 @@ class Walk(NamedTuple):
                     z[some] = slope * scale
                     sums += [z[some].sum(1), z[some].abs().amax(1)]
                 parts.append(torch.stack(sums, 1))
-        return torch.cat(parts)
+        return torch.cat(parts), None if scale is None else z
 
     def _live(self, sums: Tensor, here: slice, begin: int) -> Tensor | None:
         """Return the labels of a chunk that have a gradient, if they are so few that it pays to gather them."""
