@@ -21,9 +21,11 @@ from lightning_bce.data.own_rows import Stage, first_rows, own_rows
 from lightning_bce.decision import Decision
 from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable
+from lightning_bce.heads import MultiLabelHead, SparseTarget
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
+from lightning_bce.metrics.at_k import metrics_at_k
 from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
 from lightning_bce.window import Window
 
@@ -94,6 +96,11 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             MatthewsCorrCoef and, for one label, CalibrationError; an empty list none.
         threshold: A probability above it is a positive decision; in [0, 1], one for all labels or one for each.
         class_names: One name for each label, for logs and tables. None is label_0, label_1, ...
+        head: A :class:`MultiLabelHead`, for 10^4 labels and more: the model then returns the head's inputs, (N, D), and
+            the loss and ``num_labels`` are the head's. The target of a batch is what a head takes. Metrics are those of
+            the first k labels, None takes precision at 1, 3 and 5 and nDCG at 5; ``predict_step`` returns the ``top_k``
+            most probable labels.
+        top_k: How many labels ``predict_step`` returns with a head. None is 5.
         compile_model: Whether torch.compile makes kernels of the model and of the loss when a trainer runs them; not of
             the classifier around them. The checkpoint is the same without it. The loss of a first batch is not
             compiled, because its values are checked, nor one with ``validate="always"``. Not worth it with a
@@ -124,8 +131,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         threshold: float | Sequence[float] = 0.5,
         class_names: Sequence[str] | None = None,
         compile_model: bool = False,
+        head: MultiLabelHead | None = None,
+        top_k: int | None = None,
     ) -> None:
         super().__init__()
+        self.head = _head(head)
+        _check_head(self.head, loss, num_labels, threshold, top_k)
         if num_labels < 1:
             raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
         if lr_scheduler_interval not in ("epoch", "step"):
@@ -135,6 +146,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         if lr_scheduler is None and monitor != "val_loss":
             raise ValueError("`monitor` has no effect without an `lr_scheduler` that watches it.")
         self.model = _module(model, "model")
+        if self.head is not None:
+            num_labels, loss = self.head.num_labels, self.head.loss
         self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else _loss(loss)
         self._written = self._plain_arguments()
         self.save_hyperparameters(self._written)
@@ -143,12 +156,18 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self._lr_scheduler_interval = lr_scheduler_interval
         self._monitor = monitor
         self.num_labels = num_labels
-        self.decision = Decision(num_labels, threshold)
+        # With a head nothing is decided about single labels.
+        self.decision = Decision(num_labels if self.head is None else 1, threshold)
         # Nothing that the ranks would have to tell each other before each step.
         self._ddp_params_and_buffers_to_ignore = [f"decision.{name}" for name, _ in self.decision.named_buffers()]
         self._calibration: Tensor | None = None  # a part of the one that the epoch uses beside the plain probabilities
-        self.class_names = _names(class_names, num_labels)
-        self._metrics = evaluation_metrics(metrics, num_labels)
+        self.top_k = min(5, num_labels) if top_k is None else top_k
+        # A name for each of a million labels that nobody has named would be the largest part of the classifier.
+        unnamed = self.head is not None and class_names is None
+        self.class_names = [] if unnamed else _names(class_names, num_labels)
+        self._metrics: Any = (
+            evaluation_metrics(metrics, num_labels) if self.head is None else metrics_at_k(metrics, num_labels)
+        )
         # The plain cross-entropy of the validation set is not the one that is trained: it has no factors at all.
         self._log_loss = BCEWithLogitsLoss(ignore_index=self.loss.ignore_index, validate="off")
         self.compile_model = compile_model
@@ -162,7 +181,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     # -- what a project overrides -------------------------------------------------------------------------------------
 
     def forward(self, inputs: Any) -> Tensor:
-        """Return the logits of a batch of inputs."""
+        """Return the logits of a batch of inputs; with a head what the head takes."""
         logits: Tensor = self.model(inputs)
         return logits
 
@@ -272,11 +291,17 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Return the calibrated ``probability`` in float32, ``decision`` and, where the batch has it, ``id``.
 
-        One label gives (N,), C labels (N, C, ...). Under several ranks ``trainer.predict`` returns to each the batches
+        One label gives (N,), C labels (N, C, ...). With a head it is ``probability`` and ``label`` of the ``top_k``
+        most probable labels, (N, top_k) both. Under several ranks ``trainer.predict`` returns to each the batches
         of its own rows: rank, rank + ranks, ... :class:`PredictionWriter` writes those of all, in order, once each.
         """
         inputs, *_, identity = self.unpack_batch(batch)
         logits = self(inputs)
+        if self.head is not None:
+            own = self._own_rows("predict", batch_idx, dataloader_idx, logits)
+            probability, labels = self.head.topk(logits[:own], self.top_k)
+            found = {"probability": probability.float(), "label": labels}
+            return found if identity is None else {**found, "id": identity[:own]}
         self._check_labels(logits)
         probability, decision = self.decision(logits)
         own = self._own_rows("predict", batch_idx, dataloader_idx, probability)
@@ -290,6 +315,11 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         (inputs,))``, ``torch.onnx.export`` or as it is; it needs no Lightning.
         """
         # The whole classifier only if a subclass calls the model in a way of its own.
+        if self.head is not None:
+            raise TypeError(
+                "A classifier with a head has no probabilities of all labels to export. Export its `model`, and take "
+                "the head's weights beside it."
+            )
         plain = type(self).forward is BinaryClassifier.forward
         return Exportable(self.model if plain else self, self.decision)
 
@@ -299,6 +329,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             raise TypeError(
                 f"The batch has no target, which {stage} needs. Pass (inputs, target), or override `unpack_batch`."
             )
+        if self.head is not None:
+            return self._step_of_head(self.head, self(inputs), target, weight, mask, stage, batch_idx, dataloader_idx)
         logits = self._match(self(inputs), target)
         own = self._own_rows(stage, batch_idx, dataloader_idx, target)
         logits, target = first_rows(logits, own), first_rows(target, own)
@@ -319,6 +351,47 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             if stage != "train":
                 self._update_metrics(state, logits.detach(), target, weight, mask, detached)
         return {"loss": loss, "logits": logits.detach(), "target": target, "sums": detached}
+
+    def _step_of_head(
+        self,
+        head: MultiLabelHead,
+        inputs: Tensor,
+        target: Any,
+        weight: Tensor | None,
+        mask: Tensor | None,
+        stage: Stage,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> dict[str, Any]:
+        if mask is not None:
+            raise ValueError(
+                "The batch has a `mask`, which would be as large as the logits that a head does without. Mark unknown "
+                "labels in the target: `SparseTarget.from_lists(lists, num_labels, unknown=...)`."
+            )
+        target = SparseTarget.of(target, head.num_labels, self.loss.ignore_index)
+        own = self._own_rows(stage, batch_idx, dataloader_idx, inputs)
+        if own is not None and own < len(inputs):
+            inputs, target, weight = inputs[:own], target.first_rows(own), first_rows(weight, own)
+        loss, sums = head.loss_and_sums(inputs, target, weight)
+        if stage == "train":
+            self._window.note(self.loss, sums, target, target.values)  # values can be unknown, as under a mask
+        if self._trainer is None or not self.trainer.sanity_checking:
+            state = self._state(stage, dataloader_idx)
+            state["loss"].update(sums)
+            if stage != "train":
+                plain = type(self.loss) is BCEWithLogitsLoss and self.loss.is_log_loss and weight is None
+                inputs = inputs.detach()
+                state["log_loss"].update(sums if plain else head.log_loss_sums(inputs, target))
+                if len(state["metrics"]):
+                    most = max(metric.k for metric in state["metrics"].values())
+                    state["metrics"].update(head.topk(inputs, most)[1], target)
+        return {"loss": loss, "target": target, "sums": sums}
+
+    def _num_rows(self, loss: BinaryLoss) -> int:
+        """Return the rows of the sums of a loss."""
+        if self.head is not None:
+            return self.num_labels if self.head.per_label else 1
+        return loss.num_rows(self.num_labels)
 
     def _match(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return logits in the target's shape where the two differ by a last dimension of one only."""
@@ -444,12 +517,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     def _state(self, stage: str, dataloader_idx: int) -> Any:
         key = f"{stage}_{dataloader_idx}"
         if key not in self._states:
-            parts: dict[str, nn.Module] = {"loss": LossTracker(num_labels=self.loss.num_rows(self.num_labels))}
+            parts: dict[str, nn.Module] = {"loss": LossTracker(num_labels=self._num_rows(self.loss))}
             for name, term in self._terms().items():
                 parts[f"loss/{name}"] = LossTracker(num_labels=term.num_rows(self.num_labels))
             if stage != "train":
-                parts["log_loss"] = LossTracker(num_labels=self.num_labels)
-                parts["log_loss_calibrated"] = LossTracker(num_labels=self.num_labels)
+                for name in ("log_loss", "log_loss_calibrated"):
+                    parts[name] = LossTracker(num_labels=self._num_rows(self._log_loss))
                 parts["metrics"] = self._metrics.clone()
             # In training mode, as all else is when Lightning looks for forgotten `eval()`s at the start of a fit.
             self._states[key] = nn.ModuleDict(parts).to(self.device).train()
@@ -499,14 +572,18 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             # One that a callback has fitted in the meantime is its own to log.
             if self._calibration is not None and self._calibration is self.decision.calibration.scale:
                 self._log_value(f"{stage}_log_loss_calibrated{suffix}", state["log_loss_calibrated"].compute()["loss"])
-            seen = (log_loss["negative_weight"] > 0, log_loss["positive_weight"] > 0)
-            for name, value in state["metrics"].means(*seen).items():
+            if self.head is None:
+                seen = (log_loss["negative_weight"] > 0, log_loss["positive_weight"] > 0)
+                values = state["metrics"].means(*seen)
+            else:
+                values = state["metrics"].compute()
+            for name, value in values.items():
                 self._log_value(f"{stage}_{name}{suffix}", value)
 
     def _log_loss_and_terms(self, stage: str, state: Any, suffix: str) -> None:
         loss = state["loss"].compute()["loss"]
         terms = {name: state[f"loss/{name}"].compute()["loss"] for name in self._terms()}
-        if isinstance(self.loss, CombinedLoss):
+        if isinstance(self.loss, CombinedLoss) and terms:
             # Exact over the set also where the terms count differently, which their common sums are not.
             loss = torch.stack([self.loss.weights[name] * value for name, value in terms.items()]).sum()
         self._log_value(f"{stage}_loss{suffix}", loss, prog_bar=stage != "test")
@@ -514,7 +591,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             self._log_value(f"{stage}_loss/{name}{suffix}", value)
 
     def _terms(self) -> dict[str, BinaryLoss]:
-        return dict(self.loss.terms.items()) if isinstance(self.loss, CombinedLoss) else {}  # type: ignore[arg-type]
+        # The head computes a sum of losses as one.
+        terms = self.loss.terms if isinstance(self.loss, CombinedLoss) and self.head is None else None
+        return {} if terms is None else dict(terms.items())  # type: ignore[arg-type]
 
     def _log_value(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
         # Every rank holds the same value, because the metrics have added up their states; the largest of them keeps it
@@ -647,6 +726,31 @@ def _module(model: Any, name: str) -> nn.Module:
         built: nn.Module = build(model, nn.Module)
         return built
     raise TypeError(f"`{name}` is {type(model).__name__}; an nn.Module was expected.")
+
+
+def _head(head: Any) -> MultiLabelHead | None:
+    if head is None or isinstance(head, MultiLabelHead):
+        return head
+    if is_spec(head):
+        built: MultiLabelHead = build(head, MultiLabelHead)
+        return built
+    raise TypeError(f"`head` is {type(head).__name__}; a MultiLabelHead was expected.")
+
+
+def _check_head(head: MultiLabelHead | None, loss: Any, num_labels: int, threshold: Any, top_k: int | None) -> None:
+    """Refuse options that a head has itself, or that have no effect with or without one."""
+    if head is None:
+        if top_k is not None:
+            raise ValueError("`top_k` has no effect without a `head`: predictions then are those of all labels.")
+        return
+    if loss is not None:
+        raise ValueError("`loss` was given beside a `head`, which has a loss already. Give it to the head.")
+    if num_labels not in (1, head.num_labels):
+        raise ValueError(f"`num_labels` is {num_labels}, and the head has {head.num_labels} labels. Leave it out.")
+    if threshold != 0.5:
+        raise ValueError("`threshold` has no effect with a `head`, which predicts the most probable labels.")
+    if top_k is not None and not 1 <= top_k <= head.num_labels:
+        raise ValueError(f"`top_k` is {top_k}; from 1 to the head's {head.num_labels} labels were expected.")
 
 
 def _loss(loss: Any) -> BinaryLoss:

@@ -39,7 +39,7 @@ class HeadFormula:
         self._short_form = short is not BinaryLoss and issubclass(short, _owner(loss, "elementwise"))
         self.by_label = [name for name, value in _constants(loss).items() if value.numel() > 1]
         device = next((value.device for value in loss.buffers()), torch.device("cpu"))
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             leaf = torch.tensor([(*_FAR, _SURE)], device=device, requires_grad=True)
             losses = self.negatives(leaf, self.cut(0, 1))
             (slope,) = torch.autograd.grad(losses.sum(), leaf)

@@ -97,6 +97,7 @@ class MultiLabelHead(Recorded, nn.Module):
         self.prior = prior
         self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else loss
         self._formula = HeadFormula(self.loss, num_labels)
+        self._plain: HeadFormula | None = None
         self.weight = nn.Parameter(torch.empty(num_labels, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype)) if bias else None
         self.dense_part: float | None = None
@@ -214,6 +215,19 @@ class MultiLabelHead(Recorded, nn.Module):
     def _chunk(self, inputs: Tensor) -> int:
         chunk = self.chunk_labels or chunk_size(len(inputs), self.weight.dtype, inputs.device)
         return min(chunk, self.num_labels)
+
+    @torch.no_grad()
+    def log_loss_sums(self, inputs: Tensor, target: Any) -> LossSums:
+        """Return the sums of the plain cross-entropy, whatever the loss is; the arguments are those of :meth:`forward`.
+
+        Comparable between heads of different losses; (1, 2), or (C, 2) with ``per_label``.
+        """
+        target = self._target(inputs, target)
+        if self._plain is None:
+            self._plain = HeadFormula(BCEWithLogitsLoss(fused=self.loss.fused), self.num_labels)
+        nothing = Counts(None, None)
+        losses, *_ = self._walk(inputs, target, nothing)._replace(formula=self._plain).run((False, False, False))
+        return LossSums(losses.to(self._full), self._counted(target, nothing, losses.dtype).to(self._full))
 
     @property
     def _full(self) -> torch.dtype:

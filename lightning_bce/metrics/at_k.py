@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightning_bce.heads.targets import SparseTarget
+from lightning_bce.spec import Recorded, build, is_spec
 
 EmptyTarget = Literal["neg", "skip"]
 
@@ -49,7 +50,7 @@ def propensities(counts: Sequence[float] | Tensor, num_samples: int, *, a: float
     return propensity
 
 
-class AtK(Metric):
+class AtK(Recorded, Metric):
     """Base of the metrics of the first k labels.
 
     Args:
@@ -216,3 +217,36 @@ class PropensityScoredPrecisionAtK(AtK):
         rank = number - torch.searchsorted(rows, rows)
         possible = torch.zeros(len(hits), dtype=torch.float64, device=hits.device)
         return gained, possible.index_add_(0, rows, torch.where(rank < self.k, of_entries, 0.0))
+
+
+def metrics_at_k(metrics: Sequence[Any] | None = None, num_labels: int | None = None) -> MetricCollection:
+    """Return a collection of metrics of the first k labels, named as "PrecisionAt5" is.
+
+    Args:
+        metrics: Objects of this module, or specs of them. None takes precision at 1, 3 and 5 and nDCG at 5.
+        num_labels: Number of labels C, beyond which no default goes.
+
+    Raises:
+        TypeError: If a metric is of another kind.
+        ValueError: If one is given twice.
+
+    Example:
+        >>> list(metrics_at_k())
+        ['NDCGAt5', 'PrecisionAt1', 'PrecisionAt3', 'PrecisionAt5']
+    """
+    if metrics is None:
+        defaults: list[AtK] = [PrecisionAtK(1), PrecisionAtK(3), PrecisionAtK(5), NDCGAtK(5)]
+        metrics = [metric for metric in defaults if num_labels is None or metric.k <= num_labels]
+    made: dict[str, Metric | MetricCollection] = {}
+    for given in metrics:
+        metric = build(cast(Any, given), Metric) if is_spec(given) else given
+        if not isinstance(metric, AtK):
+            raise TypeError(
+                f"`metrics` holds {given!r}; with a head metrics of the first k labels were expected, such as "
+                "`PrecisionAtK(k=5)`: others need the scores of all labels."
+            )
+        name = f"{type(metric).__name__.removesuffix('K')}{metric.k}"
+        if name in made:
+            raise ValueError(f"`metrics` holds {name} twice.")
+        made[name] = metric.clone()
+    return MetricCollection(made, compute_groups=False)  # they share states of equal values, which say nothing here
