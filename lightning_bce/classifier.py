@@ -436,7 +436,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
     # -- epochs -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Have the loss check the values of its first batch."""
+        """Have the loss check the values of its first batch, and refuse what a head that steps cannot have."""
+        if self.head is not None and self.head.update is not None:
+            _check_update(self.trainer)
         self._recheck()
         self._window.forget()
         self._warn_of_stale_decision()
@@ -751,6 +753,27 @@ def _check_head(head: MultiLabelHead | None, loss: Any, num_labels: int, thresho
         raise ValueError("`threshold` has no effect with a `head`, which predicts the most probable labels.")
     if top_k is not None and not 1 <= top_k <= head.num_labels:
         raise ValueError(f"`top_k` is {top_k}; from 1 to the head's {head.num_labels} labels were expected.")
+
+
+def _check_update(trainer: pl.Trainer) -> None:
+    """Refuse what needs the gradient of all weights before any of them moves."""
+    reasons = {
+        f"`gradient_clip_val` is {trainer.gradient_clip_val}, and the norm of a gradient that never exists is not "
+        "known": bool(trainer.gradient_clip_val),
+        f"`accumulate_grad_batches` is {trainer.accumulate_grad_batches}, and each batch would move the weights": (
+            trainer.accumulate_grad_batches > 1
+        ),
+        "the precision scales gradients, and the weights would have moved before they are unscaled": (
+            getattr(trainer.precision_plugin, "scaler", None) is not None
+        ),
+        f"there are {trainer.world_size} ranks, which would have to exchange the gradients": trainer.world_size > 1,
+    }
+    for reason, given in reasons.items():
+        if given:
+            raise ValueError(
+                f"The head has an `update` that steps chunk by chunk, and {reason}. Leave it out, or leave "
+                "out `update`."
+            )
 
 
 def _loss(loss: Any) -> BinaryLoss:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_bce.heads.formula import HeadFormula
 from lightning_bce.heads.prediction import best_labels, scores_of
 from lightning_bce.heads.targets import SparseTarget
+from lightning_bce.heads.updates import ChunkUpdate
 from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
 from lightning_bce.losses.checks import check_factor, check_unit, check_whole
@@ -47,8 +48,11 @@ class MultiLabelHead(Recorded, nn.Module):
             few positives the first steps then do not go into the bias.
         chunk_labels: Labels in a chunk. None takes as many as have 4 MiB of logits, on a GPU 32 MiB.
         per_label: Whether the sums are by label, (C, 2), or of all, (1, 2).
+        update: Steps each chunk within the walk, so that the gradient of the weights never exists: :class:`ChunkSGD` or
+            :class:`ChunkAdamW`. The parameters then require no gradient, and a call in training mode with gradients
+            enabled moves them. None leaves them to an ordinary optimizer.
         device: Where the parameters are made.
-        dtype: Of the parameters.
+        dtype: Of the parameters, also as a name such as "bfloat16". None is torch's default.
 
     Raises:
         ValueError: If an option is out of range, or the loss cannot be computed label by label, with the reason.
@@ -76,10 +80,12 @@ class MultiLabelHead(Recorded, nn.Module):
         prior: float | None = None,
         chunk_labels: int | None = None,
         per_label: bool = False,
+        update: ChunkUpdate | None = None,
         device: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
+        dtype = _dtype(dtype)
         check_whole("in_features", in_features, at_least=1)
         check_whole("num_labels", num_labels, at_least=1)
         if chunk_labels is not None:
@@ -103,6 +109,11 @@ class MultiLabelHead(Recorded, nn.Module):
         self.dense_part: float | None = None
         """Of the last training pass, the part of the labels whose products backward were whole; see the README."""
         self.reset_parameters()
+        self.update = update
+        if update is not None:
+            for parameter in self.parameters():
+                parameter.requires_grad_(False)
+            update.attach(weight=self.weight, bias=self.bias)
 
     def reset_parameters(self) -> None:
         """Draw the parameters as nn.Linear does, and set the biases to the prior if there is one."""
@@ -114,6 +125,14 @@ class MultiLabelHead(Recorded, nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
         else:
             nn.init.constant_(self.bias, math.log(self.prior) - math.log1p(-self.prior))
+
+    def _arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        # A checkpoint names the dtype, and a module that is built from it goes to the device that is there then.
+        given, defaults = super()._arguments()
+        given.pop("device", None)
+        if isinstance(given.get("dtype"), torch.dtype):
+            given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+        return given, defaults
 
     def extra_repr(self) -> str:
         """Return the sizes."""
@@ -153,6 +172,9 @@ class MultiLabelHead(Recorded, nn.Module):
         # would pay for them. So it is asked here.
         learning = torch.is_grad_enabled()
         wanted = tuple(learning and t is not None and t.requires_grad for t in (inputs, self.weight, self.bias))
+        if learning and self.update is not None and self.training:
+            walk, wanted = walk._replace(step=self._step), (wanted[0], True, self.bias is not None)
+            self.update.begin()
         if any(wanted):
             loss, losses = _Head.apply(inputs, self.weight, self.bias, walk, wanted, self)  # type: ignore[no-untyped-call]
         else:
@@ -160,6 +182,12 @@ class MultiLabelHead(Recorded, nn.Module):
             loss = losses.sum()
             loss = (loss if self.loss.reduction == "sum" else safe_ratio(loss, total_weight)).to(self._full)
         return loss, LossSums(losses.to(self._full), counted.to(self._full))
+
+    def _step(self, begin: int, end: int, of_weight: Tensor, of_bias: Tensor | None) -> None:
+        assert self.update is not None
+        self.update.step("weight", self.weight.data, of_weight, begin, end)
+        if self.bias is not None and of_bias is not None:
+            self.update.step("bias", self.bias.data, of_bias, begin, end)
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
@@ -311,6 +339,15 @@ class MultiLabelHead(Recorded, nn.Module):
         )
 
 
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is not None and (not isinstance(found, torch.dtype) or not found.is_floating_point):
+        raise ValueError(f"`dtype` is {dtype!r}; a floating-point dtype was expected, such as 'bfloat16'.")
+    if found is None and dtype is not None:
+        raise ValueError(f"`dtype` is {dtype!r}, which torch does not have. Write 'bfloat16' or 'float32'.")
+    return found
+
+
 class _Head(torch.autograd.Function):
     """The loss, of which every gradient is known when it is."""
 
@@ -320,6 +357,7 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         losses, gradients, head.dense_part = walk.run(wanted)
         ctx.gradients, ctx.dtypes = gradients, (inputs.dtype, None if bias is None else bias.dtype)
+        ctx.stepped = walk.step is not None
         ctx.mark_non_differentiable(losses)
         return (losses.sum() * walk.scale).to(head._full), losses
 
@@ -339,6 +377,12 @@ class _Head(torch.autograd.Function):
         of_inputs, of_weight, of_bias = gradients
         del gradients  # a second reference would make autograd copy
         total = upstream[0]
+        if ctx.stepped and total.device.type == "cpu" and total != 1:
+            raise HeadBackwardError(
+                f"A MultiLabelHead with `update` has moved its weights for a gradient of 1 of its loss, and "
+                f"{float(total):g} came: a factor, accumulated batches or a GradScaler. Leave these out, or leave "
+                "out `update`."
+            )
         # [no sync] On a device the factor is not looked at.
         if total.device.type != "cpu" or total != 1:
             for gradient in (of_inputs, of_weight, of_bias):

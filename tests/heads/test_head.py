@@ -347,6 +347,8 @@ def test_a_loss_that_cannot_be_cut_is_refused_with_the_reason(loss, said):
         ({"chunk_labels": 0}, ValueError, "chunk_labels"),
         ({"prior": 1.0}, ValueError, "strictly between"),
         ({"prior": 0.1, "bias": False}, ValueError, "`bias=True`"),
+        ({"dtype": "int64"}, ValueError, "floating-point"),
+        ({"dtype": "bf16"}, ValueError, "torch does not have"),
     ],
 )
 def test_options_out_of_range_are_refused(options, error, said):
@@ -375,9 +377,9 @@ def test_a_prior_is_where_the_biases_begin():
 
 
 def test_a_head_is_rebuilt_from_its_spec():
-    head = MultiLabelHead(3, 5, FocalLoss(gamma=1.5), prior=0.1, per_label=True)
+    head = MultiLabelHead(3, 5, FocalLoss(gamma=1.5), prior=0.1, per_label=True, dtype=torch.bfloat16, device="cpu")
     again = build(head.spec(), MultiLabelHead)
-    assert again.loss.gamma == 1.5 and again.per_label
+    assert again.loss.gamma == 1.5 and again.per_label and again.weight.dtype == torch.bfloat16
     again.load_state_dict(head.state_dict())
     assert torch.equal(again.weight, head.weight)
     assert set(head.state_dict()) == {"weight", "bias"}

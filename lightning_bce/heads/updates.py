@@ -1,0 +1,214 @@
+"""Optimizers that step within the walk over the labels, so that no gradient of all weights ever exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_bce.losses.checks import check_number
+from lightning_bce.spec import Recorded
+
+Rounding = Literal["nearest", "stochastic", "kahan"]
+
+
+class ChunkUpdate(Recorded, nn.Module):
+    """Base of the optimizers of a head's own weights, which step for each chunk of labels as soon as it has a gradient.
+
+    The step is made in the forward pass of training, for an upstream gradient of 1. What needs the gradient of all
+    weights before any of them moves cannot be combined with it: clipping by the global norm, accumulated batches, a
+    GradScaler, and plain DDP, whose ranks would have to exchange it.
+
+    Args:
+        lr: Learning rate, at least 0. The attribute may be changed between steps.
+        rounding: How weights in bfloat16 take a step that is computed in float32: to the "nearest" (a step of less than
+            1/512 of the weight is lost), "stochastic" (right on average, no state), or "kahan" (what was rounded off is
+            kept, in as much memory as the weights). Weights in float32 take "nearest" only.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    def __init__(self, lr: float, *, rounding: Rounding = "nearest") -> None:
+        super().__init__()
+        check_number("lr", lr, at_least=0)
+        if rounding not in get_args(Rounding):
+            raise ValueError(f"`rounding` is {rounding!r}; expected one of {', '.join(get_args(Rounding))}.")
+        self.lr = lr
+        self.rounding: Rounding = rounding
+        self.names: tuple[str, ...] = ()
+
+    def attach(self, **parameters: Tensor | None) -> None:
+        """Make the state of parameters, by their names."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        self.names = tuple(given)
+        for name, value in given.items():
+            if self.rounding != "nearest" and name == "weight":
+                if value.dtype != torch.bfloat16:
+                    raise ValueError(
+                        f"`rounding` is {self.rounding!r} and the weights are {value.dtype}: it has an effect on "
+                        "bfloat16 only. Give the head `dtype=torch.bfloat16`, or leave `rounding` out."
+                    )
+                if self.rounding == "kahan":
+                    self.register_buffer("weight_lost", torch.zeros_like(value))
+            for state, shape in self._states(value).items():
+                full = torch.float64 if value.dtype == torch.float64 else torch.float32
+                self.register_buffer(f"{name}_{state}", torch.zeros(shape, dtype=full, device=value.device))
+
+    def _states(self, value: Tensor) -> dict[str, torch.Size]:
+        """Return name and shape of each state of a parameter."""
+        return {}
+
+    def begin(self) -> None:
+        """Take note of a step of all chunks that begins."""
+
+    def step(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
+        """Move the labels from ``begin`` to before ``end`` of a parameter."""
+        full = gradient.dtype
+        now = value[begin:end].to(full)
+        new = self._moved(name, now, gradient, begin, end)
+        if value.dtype == full:
+            value[begin:end] = new
+        elif name != "weight" or self.rounding == "nearest":
+            value[begin:end] = new.to(value.dtype)
+        elif self.rounding == "stochastic":
+            value[begin:end] = stochastically_rounded(new)
+        else:
+            lost: Tensor = self.weight_lost[begin:end]  # type: ignore[index]
+            wanted = new + lost.to(full)
+            value[begin:end] = wanted.to(value.dtype)
+            lost.copy_(wanted - value[begin:end].to(full))
+
+    def _moved(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> Tensor:
+        """Return where a slice of a parameter moves to, in float32 or better."""
+        raise NotImplementedError
+
+    def _state(self, name: str, begin: int, end: int) -> Tensor:
+        state: Tensor = getattr(self, name)
+        return state[begin:end]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Moments keep their precision: in bfloat16 the mean of squares would stand still.
+        before = {name: value.dtype for name, value in self._buffers.items() if value is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, dtype in before.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != dtype:
+                self._buffers[name] = moved.to(dtype)
+        return self
+
+
+class ChunkSGD(ChunkUpdate):
+    """Stochastic gradient descent within the walk, step by step that of :class:`torch.optim.SGD`.
+
+    Args:
+        lr: Learning rate, at least 0.
+        momentum: In [0, 1). Above 0 it needs as much memory as the weights in float32.
+        weight_decay: At least 0, added to the gradient.
+        rounding: See :class:`ChunkUpdate`.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> from lightning_bce import MultiLabelHead
+        >>> head = MultiLabelHead(4, 100, update=ChunkSGD(lr=0.1))
+        >>> loss = head(torch.randn(2, 4), [[3], [5, 7]])  # the weights have moved
+        >>> head.weight.grad is None
+        True
+    """
+
+    def __init__(
+        self, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, rounding: Rounding = "nearest"
+    ) -> None:
+        super().__init__(lr, rounding=rounding)
+        check_number("momentum", momentum, at_least=0, below=1)
+        check_number("weight_decay", weight_decay, at_least=0)
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+
+    def _states(self, value: Tensor) -> dict[str, torch.Size]:
+        return {"momentum": value.shape} if self.momentum else {}
+
+    def _moved(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> Tensor:
+        if self.weight_decay:
+            gradient = gradient.add(value, alpha=self.weight_decay)
+        if self.momentum:
+            gradient = self._state(f"{name}_momentum", begin, end).mul_(self.momentum).add_(gradient)
+        return value.sub(gradient, alpha=self.lr)
+
+
+class ChunkAdamW(ChunkUpdate):
+    """Adam with decoupled decay within the walk, step by step that of :class:`torch.optim.AdamW`.
+
+    It keeps two moments in float32, each as large as the weights.
+
+    Args:
+        lr: Learning rate, at least 0.
+        betas: Decay of the two moments, in [0, 1).
+        eps: Added to the root, above 0.
+        weight_decay: At least 0.
+        rounding: See :class:`ChunkUpdate`.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> from lightning_bce import MultiLabelHead
+        >>> sorted(MultiLabelHead(4, 100, update=ChunkAdamW(lr=0.1)).state_dict())[:2]
+        ['bias', 'update.bias_mean']
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        rounding: Rounding = "nearest",
+    ) -> None:
+        super().__init__(lr, rounding=rounding)
+        for beta in betas:
+            check_number("betas", beta, at_least=0, below=1)
+        check_number("eps", eps, above=0)
+        check_number("weight_decay", weight_decay, at_least=0)
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+
+    steps: Tensor
+
+    def _states(self, value: Tensor) -> dict[str, torch.Size]:
+        return {"mean": value.shape, "square": value.shape}
+
+    def begin(self) -> None:
+        """Count the step."""
+        self.steps += 1
+
+    def _moved(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> Tensor:
+        first, second = self.betas
+        mean, square = self._state(f"{name}_mean", begin, end), self._state(f"{name}_square", begin, end)
+        mean.lerp_(gradient, 1 - first)
+        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        correction = (1 - second**self.steps).sqrt() / (1 - first**self.steps)
+        root = square.sqrt() + (self.eps * (1 - second**self.steps).sqrt()).to(mean.dtype)
+        return value * (1 - self.lr * self.weight_decay) - mean / root * (self.lr * correction).to(mean.dtype)
+
+
+def stochastically_rounded(values: Tensor) -> Tensor:
+    """Return float32 in bfloat16, rounded up as often as it lies near the next number: right on average.
+
+    Args:
+        values: Finite, float32.
+
+    Example:
+        >>> stochastically_rounded(torch.tensor([1.0, -2.5]))
+        tensor([ 1.0000, -2.5000], dtype=torch.bfloat16)
+    """
+    bits = values.float().view(torch.int32)
+    noise = torch.randint(0, 2**16, bits.shape, dtype=torch.int32, device=bits.device)
+    return (bits + noise).bitwise_and_(-(2**16)).view(torch.float32).bfloat16()
