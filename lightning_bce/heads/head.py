@@ -241,7 +241,9 @@ class MultiLabelHead(Recorded, nn.Module):
             )
 
     def _chunk(self, inputs: Tensor) -> int:
-        chunk = self.chunk_labels or chunk_size(len(inputs), self.weight.dtype, inputs.device)
+        # A step within the walk holds the gradient of a chunk's weights too.
+        numbers = len(inputs) if self.update is None else max(len(inputs), self.in_features)
+        chunk = self.chunk_labels or chunk_size(numbers, self.weight.dtype, inputs.device)
         return min(chunk, self.num_labels)
 
     @torch.no_grad()

@@ -68,21 +68,21 @@ class ChunkUpdate(Recorded, nn.Module):
         """Move the labels from ``begin`` to before ``end`` of a parameter."""
         full = gradient.dtype
         now = value[begin:end].to(full)
-        new = self._moved(name, now, gradient, begin, end)
+        self._move(name, now, gradient, begin, end)
         if value.dtype == full:
-            value[begin:end] = new
-        elif name != "weight" or self.rounding == "nearest":
-            value[begin:end] = new.to(value.dtype)
+            return  # it was moved in its place
+        if name != "weight" or self.rounding == "nearest":
+            value[begin:end] = now.to(value.dtype)
         elif self.rounding == "stochastic":
-            value[begin:end] = stochastically_rounded(new)
+            value[begin:end] = stochastically_rounded(now)
         else:
             lost: Tensor = self.weight_lost[begin:end]  # type: ignore[index]
-            wanted = new + lost.to(full)
+            wanted = now.add_(lost.to(full))
             value[begin:end] = wanted.to(value.dtype)
             lost.copy_(wanted - value[begin:end].to(full))
 
-    def _moved(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> Tensor:
-        """Return where a slice of a parameter moves to, in float32 or better."""
+    def _move(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
+        """Move a slice of a parameter, in float32 or better, in its place."""
         raise NotImplementedError
 
     def _state(self, name: str, begin: int, end: int) -> Tensor:
@@ -132,12 +132,12 @@ class ChunkSGD(ChunkUpdate):
     def _states(self, value: Tensor) -> dict[str, torch.Size]:
         return {"momentum": value.shape} if self.momentum else {}
 
-    def _moved(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> Tensor:
+    def _move(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
         if self.weight_decay:
-            gradient = gradient.add(value, alpha=self.weight_decay)
+            gradient.add_(value, alpha=self.weight_decay)
         if self.momentum:
             gradient = self._state(f"{name}_momentum", begin, end).mul_(self.momentum).add_(gradient)
-        return value.sub(gradient, alpha=self.lr)
+        value.sub_(gradient, alpha=self.lr)
 
 
 class ChunkAdamW(ChunkUpdate):
@@ -189,14 +189,14 @@ class ChunkAdamW(ChunkUpdate):
         """Count the step."""
         self.steps += 1
 
-    def _moved(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> Tensor:
+    def _move(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
         first, second = self.betas
         mean, square = self._state(f"{name}_mean", begin, end), self._state(f"{name}_square", begin, end)
         mean.lerp_(gradient, 1 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         correction = (1 - second**self.steps).sqrt() / (1 - first**self.steps)
         root = square.sqrt() + (self.eps * (1 - second**self.steps).sqrt()).to(mean.dtype)
-        return value * (1 - self.lr * self.weight_decay) - mean / root * (self.lr * correction).to(mean.dtype)
+        value.mul_(1 - self.lr * self.weight_decay).sub_((mean / root).mul_((self.lr * correction).to(mean.dtype)))
 
 
 def stochastically_rounded(values: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ BYTES = {"cpu": 2**22, "cuda": 2**25}
 """Of the logits of a chunk: on a CPU they stay in the caches, a GPU wants large matrices."""
 
 EAGER = 2**15  # elements at a time without a compiler: the temporaries of a formula then stay in a cache
-GATHERED = 2**22  # bytes of the rows of weights that are gathered for the entries at a time
+GATHERED = 2**20  # bytes of the rows of weights that are gathered for the entries at a time
 SPARSE_BELOW = 0.5  # part of a chunk's labels with any gradient, up to which it pays to gather them
 
 
@@ -165,6 +165,7 @@ class Walk(NamedTuple):
                     gradient.zero_()
             return self._sums(negatives, entries), Gradients(of_inputs, of_weight, of_bias), 1.0
         memory = torch.empty(self.chunk * rows, dtype=full, device=device)
+        slot = torch.empty(self.chunk, width, dtype=full, device=device) if stepping else None
         for begin, end in chunks(labels, self.chunk):
             weight, bias = self.weight[begin:end].detach(), None if self.bias is None else self.bias[begin:end].detach()
             weight = weight.to(full)
@@ -190,12 +191,15 @@ class Walk(NamedTuple):
                 bias_gradient.index_add_(0, self.target.labels[here] - begin, correction)
             weight_gradient = None
             if wanted[1]:
-                weight_gradient = torch.empty_like(weight) if of_weight is None else of_weight[begin:end]
+                weight_gradient = slot[: end - begin] if of_weight is None and slot is not None else None
+                if of_weight is not None:
+                    weight_gradient = of_weight[begin:end]
             live = self._live(sums, here, begin)
             live_labels += end - begin if live is None else len(live)
             _multiply_back(slopes, inputs, weight, of_inputs, weight_gradient, live)
             if self.step is not None and weight_gradient is not None:
                 self.step(begin, end, weight_gradient, bias_gradient)
+            del slopes  # before the next chunk's are made
         return self._sums(negatives, entries), Gradients(of_inputs, of_weight, of_bias), live_labels / labels
 
     def entries(self, inputs: Tensor, with_slopes: bool) -> Entries:
@@ -339,9 +343,9 @@ def chunks(labels: int, size: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + size, labels)
 
 
-def chunk_size(rows: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Return how many labels a chunk has."""
-    size = BYTES.get(device.type, BYTES["cuda"]) // (max(rows, 1) * full_dtype(dtype).itemsize)
+def chunk_size(numbers: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return how many labels a chunk has, with so many numbers for each."""
+    size = BYTES.get(device.type, BYTES["cuda"]) // (max(numbers, 1) * full_dtype(dtype).itemsize)
     return max(64, size // 64 * 64)
 
 
