@@ -26,7 +26,7 @@ class Topics(Dataset[dict[str, Tensor]]):
 
     def __init__(self, samples: int, labels: int, seed: int = 0) -> None:
         self.samples, self.labels, self.seed = samples, labels, seed
-        self.topics = max(8, labels // 1000)
+        self.topics = max(4, labels // 10_000)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -64,11 +64,11 @@ def peak() -> float:
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
-def main(labels: int = 1_000_000, samples: int = 4096, batch: int = 256, epochs: int = 1) -> dict[str, float]:
+def main(labels: int = 1_000_000, samples: int = 4096, batch: int = 256, epochs: int = 2) -> dict[str, float]:
     """Train, validate and say how much memory it took."""
     torch.manual_seed(0)
     before = peak()
-    head = MultiLabelHead(WIDTH, labels, prior=POSITIVES / labels, update=ChunkSGD(lr=0.5 * labels))
+    head = MultiLabelHead(WIDTH, labels, prior=POSITIVES / labels, update=ChunkSGD(lr=2.0 * labels))
     classifier = BinaryClassifier(nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.ReLU()), head=head)
 
     def loader(size: int, seed: int) -> DataLoader[dict[str, Tensor]]:
@@ -90,6 +90,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, default=1_000_000)
     parser.add_argument("--samples", type=int, default=4096)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
     main(options.labels, options.samples, epochs=options.epochs)

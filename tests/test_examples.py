@@ -122,6 +122,13 @@ def test_every_cut_gives_our_gradients_and_measures_and_not_the_plain_ones(examp
         assert (found - right).norm() < 1e-6 * right.norm()
 
 
+def test_many_labels_train_on_zipf_data_and_tell_their_memory(example, capsys):
+    found = example("million_labels").main(labels=20_000, samples=512, batch=64, epochs=2)
+    assert found["val_PrecisionAt5"] > 20 / 20_000  # far above chance, 5 of 20,000
+    assert found["val_log_loss"] < 0.0025 and 0 < found["weights"] < found["before"] <= found["peak"]
+    assert "20,000 labels" in capsys.readouterr().out
+
+
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
