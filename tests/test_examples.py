@@ -129,6 +129,17 @@ def test_many_labels_train_on_zipf_data_and_tell_their_memory(example, capsys):
     assert "20,000 labels" in capsys.readouterr().out
 
 
+def test_a_head_and_a_dense_layer_train_to_the_same_numbers(example):
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(120, 4, generator=random)
+    labels = (inputs @ torch.randn(4, 6, generator=random) > 0.5).int()
+    names = [f"x{i}" for i in range(4)] + [f"y{i}" for i in range(6)]
+    lines = [",".join(map(str, [*row.tolist(), *marks.tolist()])) for row, marks in zip(inputs, labels, strict=True)]
+    Path("table.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+    for head, dense in example("head_and_dense").main("table.csv", "-6:", epochs=2).values():
+        assert head == pytest.approx(dense, rel=1e-6)  # Lightning keeps what is logged in float32
+
+
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
