@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -48,3 +49,21 @@ def test_which_loss_prints_a_table_and_writes_its_pictures(tmp_path):
     assert printed.count("\n| ") == 1 + 9  # the rule, BCE and eight others
     for name in ("which_loss", "which_loss_ranks"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_heads_compares_shapes_and_writes_a_csv(tmp_path):
+    options = ["--shapes", "64x4", "--rounds", "2", "--seconds", "0", "--threads", "1", "--batch", "8"]
+    only = ["head, BCE", "batch chunks", "floor"]
+    printed = run("heads.py", *options, "--no-memory", "--output", str(tmp_path), "--only", *only)
+
+    with (tmp_path / "heads.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["family"] for row in rows} == {"bce", "stepping", "floor"}
+    assert all(float(row["median_ms"]) >= float(row["min_ms"]) > 0 for row in rows)
+    assert "head, BCE, SGD inside" in printed
+
+
+def test_heads_measures_memory_in_a_process():
+    printed = run("heads.py", "--shapes", "64x4", "--batch", "8", "--memory-of", "head, BCE")
+    found = json.loads(printed.splitlines()[-1])
+    assert found is None or found >= 0  # only Linux keeps the mark
