@@ -497,6 +497,19 @@ def test_every_metric_of_torchmetrics_that_is_a_number_goes_by_its_name(labels):
         assert logged[f"val_{name}"] == pytest.approx(expected, abs=1e-5), name
 
 
+@pytest.mark.parametrize("labels", [1, LABELS])
+def test_what_torchmetrics_lacks_goes_by_its_name_too(labels):
+    classifier, (inputs, target) = (
+        a_classifier(labels, metrics=["LogLoss", "BrierScore", "CalibrationError"]),
+        samples(labels),
+    )
+    logged = evaluate(classifier, (inputs, target))
+    probability = torch.sigmoid(classifier(inputs).detach())
+    assert logged["val_LogLoss"] == pytest.approx(logged["val_log_loss"], abs=1e-6)
+    assert logged["val_BrierScore"] == pytest.approx((probability - target).square().mean().item(), abs=1e-6)
+    assert 0 < logged["val_CalibrationError"] < 1
+
+
 def test_a_metric_object_averages_over_labels_in_its_own_way():
     inputs, target = samples(LABELS)
     given = [MultilabelAUROC(LABELS, average="macro"), MultilabelF1Score(LABELS, average="micro")]
@@ -523,9 +536,9 @@ def test_an_unknown_metric_is_refused_with_the_nearest(name, nearest):
 
 
 def test_a_metric_of_one_label_only_is_refused_for_several():
-    with pytest.raises(ValueError, match="no MultilabelCalibrationError"):
-        a_classifier(LABELS, metrics=["CalibrationError"])
-    a_classifier(1, metrics=["CalibrationError"])
+    with pytest.raises(ValueError, match="neither torchmetrics nor lightning_bce has MultilabelCohenKappa"):
+        a_classifier(LABELS, metrics=["CohenKappa"])
+    a_classifier(1, metrics=["CohenKappa"])
 
 
 def test_a_metric_that_needs_arguments_says_so():

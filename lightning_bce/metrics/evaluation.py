@@ -14,6 +14,9 @@ import torchmetrics.classification
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_bce.metrics.brier_score import BinaryBrierScore, MultilabelBrierScore
+from lightning_bce.metrics.calibration_error import MultilabelCalibrationError
+from lightning_bce.metrics.log_loss import BinaryLogLoss, MultilabelLogLoss
 from lightning_bce.spec import build, is_spec
 
 DEFAULT_METRICS = ("Accuracy", "AveragePrecision", "AUROC", "F1Score", "MatthewsCorrCoef", "CalibrationError")
@@ -22,6 +25,11 @@ DEFAULT_METRICS = ("Accuracy", "AveragePrecision", "AUROC", "F1Score", "Matthews
 _RANKING = ("AveragePrecision", "AUROC")
 _NO_NUMBER = ("ConfusionMatrix", "PrecisionRecallCurve", "ROC", "StatScores")
 _UNKNOWN = -1
+# What torchmetrics lacks and is one number; the rest has a plot to look at.
+_OURS = {
+    cls.__name__: cls
+    for cls in (BinaryLogLoss, MultilabelLogLoss, BinaryBrierScore, MultilabelBrierScore, MultilabelCalibrationError)
+}
 
 
 class EvaluationMetrics(nn.Module):
@@ -191,17 +199,18 @@ def _metric_by_name(name: str, prefix: str, num_labels: int) -> Metric:
         "ignore_index": _UNKNOWN,
         "validate_args": False,
     }
-    names = [n.removeprefix(prefix) for n in vars(torchmetrics.classification) if n.startswith(prefix)]
+    classes = {**vars(torchmetrics.classification), **_OURS}
+    names = [n.removeprefix(prefix) for n in classes if n.startswith(prefix)]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         raise ValueError(
-            f"`metrics` names {name!r}, and torchmetrics has no {prefix}{name}. "
+            f"`metrics` names {name!r}, and neither torchmetrics nor lightning_bce has {prefix}{name}. "
             + (f"Did you mean {' or '.join(near)}? " if near else "")
             + f"There are: {', '.join(sorted(names))}."
         )
     if name in _NO_NUMBER:
         raise ValueError(_no_number(name))
-    made = getattr(torchmetrics.classification, prefix + name)
+    made = classes[prefix + name]
     accepted = inspect.signature(made.__init__).parameters
     try:
         metric: Metric = made(**{key: value for key, value in options.items() if key in accepted})
