@@ -233,7 +233,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         """Return the loss of a batch, and for callbacks its logits, target and sums."""
         outputs = self._step(batch, "train", batch_idx, 0)
         # After an epoch, when logits have left the interval in which they may begin.
-        if batch_idx == 0 and self._trainer is not None and self.current_epoch == 1:
+        if batch_idx == 0 and self.head is None and self._trainer is not None and self.current_epoch == 1:
             _warn_of_probabilities(outputs["logits"])
         if not self.automatic_optimization:  # no window then: a user's own loop decides what a step is
             self._log_step(outputs["loss"].detach())
