@@ -81,11 +81,16 @@ def test_without_logged_metrics_the_recorder_knows(capsys, tmp_path):
     assert live.epochs[0].precision == pytest.approx(precision.item(), abs=0.05)
 
 
+def streams():
+    """Return where Lightning's log goes; pytest adds a handler that has no stream."""
+    return [getattr(handler, "stream", None) for handler in logging.getLogger("lightning.pytorch").handlers]
+
+
 def test_beside_a_rich_bar_the_table_is_above_it_and_stays(monkeypatch):
     monkeypatch.setattr(rich, "_console", Console())  # the bar replaces it
     screen = io.StringIO()
     bar = RichProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 110, "height": 40})
-    live, before = LiveLossTable(), [handler.stream for handler in logging.getLogger("lightning.pytorch").handlers]
+    live, before = LiveLossTable(), streams()
     trainer = a_trainer(bar, live, max_epochs=3, enable_progress_bar=True)
     trainer.fit(a_classifier(), data(), data())
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
@@ -93,7 +98,7 @@ def test_beside_a_rich_bar_the_table_is_above_it_and_stays(monkeypatch):
     assert "BCEWithLogitsLoss by epoch" in text and "positives" in last and "Epoch 2/2" in last
     assert [line.split()[0] for line in last.splitlines() if re.match(r" +\d ", line)] == ["0", "1", "2"]
     assert last.index("calibr.") < last.index("Epoch 2/2")
-    assert [handler.stream for handler in logging.getLogger("lightning.pytorch").handlers] == before
+    assert streams() == before
 
 
 def test_beside_another_bar_it_is_a_line_for_each_epoch(capsys):
