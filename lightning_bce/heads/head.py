@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.heads.formula import HeadFormula
 from lightning_bce.heads.prediction import best_labels, scores_of
 from lightning_bce.heads.targets import SparseTarget
@@ -163,7 +164,7 @@ class MultiLabelHead(Recorded, nn.Module):
         row, label = self._weights(inputs, weight)
         counts = self._counts(target, row, label)
         walk = self._walk(inputs, target, Counts(row, self._class_weight(label)))
-        wide = torch.float64 if inputs.device.type != "mps" else torch.float32
+        wide = sum_dtype(inputs)
         counted = self._counted(target, counts, wide)
         total_weight = counted.sum()
         if self.loss.reduction != "sum":
@@ -324,9 +325,7 @@ class MultiLabelHead(Recorded, nn.Module):
         return torch.stack([negatives, torch.zeros_like(negatives).index_add_(0, target.labels, positive)], 1)
 
     def _walk(self, inputs: Tensor, target: SparseTarget, factors: Counts) -> Walk:
-        one = torch.ones(
-            (), dtype=torch.float64 if inputs.device.type != "mps" else torch.float32, device=inputs.device
-        )
+        one = torch.ones((), dtype=sum_dtype(inputs), device=inputs.device)
         return Walk(
             self._formula,
             inputs,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import check_number, check_shapes, check_whole, may_look
@@ -94,7 +95,7 @@ def _histogram(place: Tensor, counted: Tensor, bins: int) -> Tensor:
 
 def _factor(place: Tensor, counts: Tensor) -> Tensor:
     """Return N / GD of each element."""
-    wide = torch.float32 if counts.device.type == "mps" else torch.float64
+    wide = sum_dtype(counts)
     counts = counts.to(wide)
     factors = counts.sum() / (counts.clamp(min=1) * counts.shape[0])
     return factors.gather(0, place.flatten()).reshape(place.shape)

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import check_number, check_shapes
@@ -90,7 +91,7 @@ def _large(logits: Tensor, target: Tensor, known: Tensor | None, rate: float | T
     assumed = (target == 0) & ~logits.isnan()
     if known is not None:
         assumed = assumed & known
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    wide = sum_dtype(logits)
     share = rate.to(logits.device, wide) if isinstance(rate, Tensor) else logits.new_full((), rate, dtype=wide)
     # 7 epochs of 0.002 in 500 elements are 7.000000000000001, which is no reason to take an eighth.
     count = (share * assumed.sum() * (1 - 4 * torch.finfo(wide).eps)).ceil().long()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.checks import check_whole
 from lightning_bce.losses.stable import residual
 from lightning_bce.metrics.by_label import Average, Elements, LabelMetric, Reading, averaged, check_average, totals
@@ -339,7 +340,7 @@ def _checked_sums(
 
 def _sums(reading: Reading, preds: Tensor, target: Tensor, weight: Tensor | None, n_bins: int) -> dict[str, Tensor]:
     """Return weighted sums by label and bin, (C, R) each."""
-    wide = torch.float32 if preds.device.type == "mps" else torch.float64
+    wide = sum_dtype(preds)
     edges = torch.linspace(0, 1, n_bins + 1, dtype=wide, device=preds.device)
     labels = reading.num_labels or 1
 

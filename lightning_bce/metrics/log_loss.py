@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.metrics.by_label import Average, Elements, LabelMetric, Reading, averaged, check_average, totals
 
@@ -199,7 +200,7 @@ def _sums(reading: Reading, preds: Tensor, target: Tensor, weight: Tensor | None
         parts["positive_sum"] = piece.weight * piece.target
         return {name: part.sum(0, dtype=wide) for name, part in parts.items()}
 
-    wide = torch.float32 if preds.device.type == "mps" else torch.float64
+    wide = sum_dtype(preds)
     nothing = torch.zeros(reading.num_labels or 1, dtype=wide, device=preds.device)
     empty = dict.fromkeys(("loss_sum", "weight_sum", "positive_sum"), nothing)
     return totals((of_piece(piece) for piece in reading.elements(preds, target, weight)), empty)

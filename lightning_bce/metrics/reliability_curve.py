@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.checks import check_number, check_whole
 from lightning_bce.metrics.by_label import Elements, LabelMetric, Reading, totals
 from lightning_bce.metrics.summed import add_at
@@ -312,7 +313,6 @@ def reliability_sums(reading: Reading, preds: Tensor, target: Tensor, edges: Ten
 def _bins(reading: Reading, preds: Tensor, target: Tensor, n_bins: int) -> ReliabilityBins:
     reading.check()
     check_whole("n_bins", n_bins, at_least=1)
-    wide = torch.float32 if preds.device.type == "mps" else torch.float64
-    edges = torch.linspace(0, 1, n_bins + 1, dtype=wide, device=preds.device)
+    edges = torch.linspace(0, 1, n_bins + 1, dtype=sum_dtype(preds), device=preds.device)
     sums = reliability_sums(reading, preds, target, edges)
     return ReliabilityBins(edges, *(sums[name] for name in _STATES))

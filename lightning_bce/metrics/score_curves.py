@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_bce.engine import sum_dtype
 from lightning_bce.metrics.score_histogram import ScoreBins
 
 
@@ -90,7 +91,7 @@ def score_auroc(scores: ScoreBins) -> Bounded:
         >>> score_auroc(scores)
         Bounded(value=tensor([0.6250], dtype=torch.float64), error=tensor([0.2500], dtype=torch.float64))
     """
-    wide = _wide(scores.count)
+    wide = scores.count.to(sum_dtype(scores.count))
     rates = wide / wide.sum(-1, keepdim=True)
     negatives, positives = rates.unbind(1)
     below = negatives.cumsum(-1) - negatives
@@ -113,7 +114,7 @@ def score_average_precision(scores: ScoreBins) -> Bounded:
         >>> [round(part.item(), 4) for part in score_average_precision(scores)]
         [0.5556, 0.2778]
     """
-    n, p = _wide(scores.count).flip(-1).unbind(1)
+    n, p = scores.count.to(sum_dtype(scores.count)).flip(-1).unbind(1)
     above_n, above_p = n.cumsum(-1) - n, p.cumsum(-1) - p
     some = p.clamp(min=1)
     # The precision of the k-th positive is (A + k) / (c + r k), whose sum over k has a closed form.
@@ -133,11 +134,7 @@ def _harmonic(shift: Tensor, terms: Tensor) -> Tensor:
     return torch.digamma(shift + terms + 1) - torch.digamma(shift + 1)
 
 
-def _wide(count: Tensor) -> Tensor:
-    return count.float() if count.device.type == "mps" else count.double()
-
-
 def _at_least(scores: ScoreBins) -> Tensor:
     """Return how many elements are at each edge or above, from the highest, (C, 2, S + 1)."""
-    counts = _wide(scores.count).flip(-1).cumsum(-1)
+    counts = scores.count.to(sum_dtype(scores.count)).flip(-1).cumsum(-1)
     return torch.cat([torch.zeros_like(counts[..., :1]), counts], -1)

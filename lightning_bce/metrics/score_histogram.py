@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_bce.engine import known_labels
+from lightning_bce.engine import known_labels, sum_dtype
 from lightning_bce.losses.base import fit_weight, per_label
 from lightning_bce.losses.checks import check_number, check_shapes, check_whole
 from lightning_bce.losses.stable import full_precision
@@ -162,8 +162,9 @@ class ScoreHistogram(SummedMetric):
 
     def compute(self) -> CountedScores:
         """Return the counts; see :class:`CountedScores`."""
-        wide = torch.float32 if self.count.device.type == "mps" else torch.float64
-        inner = torch.linspace(-self.limit, self.limit, self.bins + 1, dtype=wide, device=self.count.device)
+        inner = torch.linspace(
+            -self.limit, self.limit, self.bins + 1, dtype=sum_dtype(self.count), device=self.count.device
+        )
         end = inner.new_full((1,), torch.inf)
         decided = self.decided.reshape(self.num_labels, 2)
         confusion = torch.stack([self.count.sum(-1) - decided, decided], -1)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import Self
 
+from lightning_bce.engine import sum_dtype
+
 CHUNK = 2**16
 """Elements at a time: what is computed on the way then takes little memory, and stays in a cache."""
 
@@ -114,7 +116,7 @@ def add_at(places: Tensor, values: Tensor | None, size: int) -> Tensor:
     if values is None:
         counts = torch.zeros(size, dtype=torch.int64, device=places.device)
         return counts.index_add_(0, places, torch.ones_like(places, dtype=torch.int64))
-    wide = torch.float32 if places.device.type == "mps" else torch.float64
+    wide = sum_dtype(places)
     return torch.zeros(size, dtype=wide, device=places.device).index_add_(0, places, values.flatten().to(wide))
 
 
