@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_bce.decision.calibration import Method, fit_calibration
 from lightning_bce.decision.rows import Rows, rows_of
+from lightning_bce.metrics import multilabel_brier_score, multilabel_log_loss
 
 
 class Quality(NamedTuple):
@@ -45,10 +46,11 @@ def quality(rows: Rows) -> Quality:
         tensor([0.2500], dtype=torch.float64)
     """
     x, y, w = (part.double() for part in rows)
-    total, p = w.sum(0), torch.sigmoid(x)
-    log_loss = (w * (x.clamp_min(0) + torch.log1p((-x.abs()).exp()) - y * x)).sum(0) / total
-    brier = (w * (p - y).square()).sum(0) / total
-    return Quality(log_loss, brier, calibration_error(p, y, weight=w), total)
+    log_loss, brier = (
+        metric(x, y, x.shape[1], w, average="none", from_logits=True, validate_args=False)
+        for metric in (multilabel_log_loss, multilabel_brier_score)
+    )
+    return Quality(log_loss, brier, calibration_error(torch.sigmoid(x), y, weight=w), w.sum(0))
 
 
 def cross_calibrated(rows: Rows, method: Method, per_label: bool | None, folds: int) -> Rows:

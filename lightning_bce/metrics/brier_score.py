@@ -12,7 +12,6 @@ from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.checks import check_whole
 from lightning_bce.losses.stable import residual
 from lightning_bce.metrics.by_label import Average, Elements, LabelMetric, Reading, averaged, check_average, totals
-from lightning_bce.metrics.summed import add_at
 
 _STATES = ("error_sum", "weight_sum", "target_sum", "target_square", "probability_sum", "probability_square", "product")
 
@@ -349,11 +348,7 @@ def _sums(reading: Reading, preds: Tensor, target: Tensor, weight: Tensor | None
         # From logits, because p - 1 has lost its digits where p rounds to 1.
         error = piece.choose(lambda x: residual(x, y), lambda p: p - y).square()
         parts = (w * error, w, w * y, w * y * y, w * p, w * p * p, w * p * y)
-        place = piece.place(edges)
-        return {
-            name: add_at(place, part, labels * n_bins).reshape(labels, n_bins)
-            for name, part in zip(_STATES, parts, strict=True)
-        }
+        return piece.by_bin(edges, dict(zip(_STATES, parts, strict=True)))
 
     empty = dict.fromkeys(_STATES, torch.zeros(labels, n_bins, dtype=wide, device=preds.device))
     return totals((of_piece(piece) for piece in reading.elements(preds, target, weight)), empty)

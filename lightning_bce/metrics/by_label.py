@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from lightning_bce.losses.checks import (
     check_whole,
 )
 from lightning_bce.losses.stable import full_precision
-from lightning_bce.metrics.summed import SummedMetric, chunks
+from lightning_bce.metrics.summed import SummedMetric, add_at, chunks
 
 Average = Literal["micro", "macro", "weighted", "none"]
 
@@ -123,12 +123,18 @@ class Elements(NamedTuple):
         """Return the probabilities."""
         return self.choose(torch.sigmoid, lambda scores: scores)
 
-    def place(self, edges: Tensor) -> Tensor:
-        """Return where each element is counted in a flat table (C, R), by bins that hold their lower edge."""
+    def by_bin(self, edges: Tensor, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums of parts, (n, C) each, by label and bin of the probability, (C, R).
+
+        Args:
+            edges: Of the bins, (R + 1,), which hold their lower edge, the last one both.
+            parts: What to add up, by name.
+        """
         bins, labels = len(edges) - 1, self.scores.shape[1]
         inner = edges[1:-1].to(self.scores)
         place = torch.bucketize(self.probability().contiguous(), inner, right=True)  # torch warns of others
-        return place + bins * torch.arange(labels, device=place.device)
+        place = place + bins * torch.arange(labels, device=place.device)
+        return {name: add_at(place, part, labels * bins).reshape(labels, bins) for name, part in parts.items()}
 
 
 def totals(parts: Iterator[dict[str, Tensor]], empty: dict[str, Tensor]) -> dict[str, Tensor]:

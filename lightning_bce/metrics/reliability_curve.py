@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_bce.engine import sum_dtype
 from lightning_bce.losses.checks import check_number, check_whole
 from lightning_bce.metrics.by_label import Elements, LabelMetric, Reading, totals
-from lightning_bce.metrics.summed import add_at
 
 _STATES = ("count", "probability_sum", "positive_sum")
 
@@ -298,12 +297,9 @@ def reliability_sums(reading: Reading, preds: Tensor, target: Tensor, edges: Ten
     labels, bins = reading.num_labels or 1, len(edges) - 1
 
     def of_piece(piece: Elements) -> dict[str, Tensor]:
-        place, known = piece.place(edges), piece.weight
+        known = piece.weight
         parts = (known, known * piece.probability(), known * piece.target)
-        return {
-            name: add_at(place, part, labels * bins).reshape(labels, bins)
-            for name, part in zip(_STATES, parts, strict=True)
-        }
+        return piece.by_bin(edges, dict(zip(_STATES, parts, strict=True)))
 
     empty = dict.fromkeys(_STATES, torch.zeros(labels, bins, dtype=edges.dtype, device=edges.device))
     sums = totals((of_piece(piece) for piece in reading.elements(preds, target)), empty)

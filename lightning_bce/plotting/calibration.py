@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_bce.metrics.reliability_curve import wilson_interval
 from lightning_bce.plotting.drawing import (
     FAINT,
     GRID,
@@ -54,7 +55,7 @@ class ReliabilityDiagram(Drawing):
         self.count: Array = count.sum(0)
         self.probability: Array = ratio(probability.sum(0), self.count)
         self.positive: Array = ratio(positive.sum(0), self.count)
-        self.low, self.high = _wilson(self.positive, self.count)
+        self.low, self.high = map(array, wilson_interval(reliability.positive.sum(0), reliability.count.sum(0)))
         gaps = np.abs(probability - positive).sum(1)
         self.errors: Array = ratio(gaps, count.sum(1))
         self.error = float(np.abs(probability.sum(0) - positive.sum(0)).sum() / self.count.sum())
@@ -134,11 +135,3 @@ class ReliabilityDiagram(Drawing):
             )
         header = ["probability", "count", "predicted", "positive", "# positive, o predicted"]
         yield from table_lines(header, rows, width, left=(0, 4))
-
-
-def _wilson(share: Array, count: Array) -> tuple[Array, Array]:
-    z = 1.959963984540054
-    with np.errstate(divide="ignore", invalid="ignore"):
-        middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-        half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    return middle - half, middle + half
