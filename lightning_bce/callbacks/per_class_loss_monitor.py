@@ -19,6 +19,7 @@ from lightning_bce.callbacks.steps import (
     checked_count,
     checked_loss,
     checked_stages,
+    log_alike,
     name_of,
     sums_of_step,
 )
@@ -242,17 +243,7 @@ class PerClassLossMonitor(StageCallback):
             self.results[stage].append(result)
             self._names[stage].append(names)
             suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
-            # The tracker has added up the ranks; the largest of equal values keeps them to the last digit, which a mean
-            # of three does not, and tells Lightning that nothing is missing.
-            pl_module.log_dict(
-                _logged(f"{self.prefix}{stage}_", names, result, suffix),
-                on_step=False,
-                on_epoch=True,
-                reduce_fx="max",
-                sync_dist=trainer.world_size > 1,
-                batch_size=1,
-                add_dataloader_idx=False,
-            )
+            log_alike(_logged(f"{self.prefix}{stage}_", names, result, suffix), trainer, pl_module)
         self._trackers[stage] = {}
         self._to_print.add(stage)
 

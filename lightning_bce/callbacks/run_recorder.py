@@ -22,6 +22,7 @@ from lightning_bce.callbacks.steps import (
     checked_loss,
     checked_stages,
     judged_logits,
+    log_alike,
     loss_to_look_at,
     name_of,
     on_first_rank,
@@ -245,20 +246,13 @@ class RunRecorder(StageCallback):
             self.evaluations[stage][index] = made
             if made.hardness is not None:
                 suffix = f"{_SUFFIX}{index}" if num_dataloaders > 1 else ""
-                # As the monitor does: the metrics have added up the ranks, and the largest of equal values keeps them.
-                pl_module.log_dict(
-                    {
-                        f"{stage}_hard_share/{_SHARES[name]}{suffix}": value.float()
-                        for name, value in hard_shares(HardnessBins(*_fields(made.hardness))).items()
-                        if not value.isnan()
-                    },
-                    on_step=False,
-                    on_epoch=True,
-                    reduce_fx="max",
-                    sync_dist=trainer.world_size > 1,
-                    batch_size=1,
-                    add_dataloader_idx=False,
-                )
+                shares = hard_shares(HardnessBins(*_fields(made.hardness)))
+                logged = {
+                    f"{stage}_hard_share/{_SHARES[name]}{suffix}": value.float()
+                    for name, value in shares.items()
+                    if not value.isnan()
+                }
+                log_alike(logged, trainer, pl_module)
         if stage == "train":
             self._of_train = self.evaluations["train"].get(0)
 

@@ -167,7 +167,21 @@ def read_step(
     logits, target = found.get("logits"), found.get("target")
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         raise TypeError(_what_to_return(owner, stage, pl_module, outputs))
-    weight, mask = (_part(name, found, pl_module, batch) for name in ("weight", "mask"))
+    return step_of(found, stage, trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+
+def step_of(
+    outputs: Mapping[str, Any],
+    stage: Stage,
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    batch: Any,
+    batch_idx: int,
+    dataloader_idx: int,
+) -> Step:
+    """Return the parts of a batch that count, of outputs that are known to hold logits and target."""
+    logits, target = outputs["logits"], outputs["target"]
+    weight, mask = (_part(name, outputs, pl_module, batch) for name in ("weight", "mask"))
     rows = own_rows(trainer, stage, batch_idx, dataloader_idx, len(target) if target.ndim else 0)
     return Step(*(first_rows(part, rows) for part in (logits.detach(), target, weight, mask)))
 
@@ -293,14 +307,14 @@ def checked_loss(loss: BinaryLoss | None) -> BinaryLoss | None:
     return loss
 
 
-def checked_count(name: str, value: object) -> int:
-    """Return a whole number of at least 1.
+def checked_count(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number of at least ``least``.
 
     Raises:
         ValueError: If it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` is {value!r}; a whole number of at least 1 was expected.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` is {value!r}; a whole number of at least {least} was expected.")
     return value
 
 
@@ -362,6 +376,21 @@ def on_first_rank(trainer: pl.Trainer, what: str, write: Callable[[], None]) -> 
         raise problem
     if told is not None:
         raise RuntimeError(f"The first rank could not {what}: {told}")
+
+
+def log_alike(values: Mapping[str, Any], trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Log values of an epoch that every rank holds alike, by names that say which dataloader they are of."""
+    # The largest of equal values keeps them to the last digit, which a mean of three does not, and tells Lightning that
+    # nothing is missing.
+    pl_module.log_dict(
+        values,
+        on_step=False,
+        on_epoch=True,
+        reduce_fx="max",
+        sync_dist=trainer.world_size > 1,
+        batch_size=1,
+        add_dataloader_idx=False,
+    )
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
+from lightning_bce.callbacks.steps import callbacks_of, checked_count, gathered, log_alike, step_of
 from lightning_bce.checkpoints import AtomicCheckpointIO
-from lightning_bce.data.own_rows import first_rows, own_rows
 from lightning_bce.decision import Calibration, Decision
 from lightning_bce.decision.rows import Rows, rows_of
 from lightning_bce.files import check_place
@@ -73,8 +73,8 @@ class Collected:
         """
         if not self._is_gathered:  # two callbacks may ask, and all ranks have to answer alike
             self._is_gathered = True
-            everyone = _on_first_rank(self._histogram if self.bins else _joined(self._rows))
-            if everyone is None:
+            everyone: list[Any] = gathered([self._histogram if self.bins else _joined(self._rows)])
+            if not everyone:  # not the first rank, which has at least its own
                 return None
             found = [part for part in everyone if part is not None]
             counts = {(part if isinstance(part, Tensor) else part.score.T).shape[0] for part in found}
@@ -107,15 +107,6 @@ def _interleaved(parts: Sequence[Rows]) -> Rows:
     return Rows(*(part[order] for part in whole))
 
 
-def _on_first_rank(value: Any) -> list[Any] | None:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    first = torch.distributed.get_rank() == 0
-    everyone: list[Any] | None = [None] * torch.distributed.get_world_size() if first else None
-    torch.distributed.gather_object(value, everyone)
-    return everyone
-
-
 class FitsOnValidation(pl.Callback):
     """Collects the validation set and fits something on it at the end of each validation, before checkpoints are saved.
 
@@ -141,8 +132,8 @@ class FitsOnValidation(pl.Callback):
     ) -> None:
         super().__init__()
         for name, value, least in (("bins", bins, 2), ("max_rows", max_rows, 1), ("dataloader_idx", dataloader_idx, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"`{name}` is {value!r}; a whole number of at least {least} was expected.")
+            if value is not None:
+                checked_count(name, value, least)
         self.bins = bins
         self.dataloader_idx = dataloader_idx
         self.class_names = None if class_names is None else checked_names(class_names, "class_names")
@@ -159,7 +150,7 @@ class FitsOnValidation(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second callback of the kind, and share what is collected with the other kind."""
-        fitting = _fitting_callbacks(trainer)
+        fitting = [callback for callback in callbacks_of(trainer) if isinstance(callback, FitsOnValidation)]
         if sum(type(other) is type(self) for other in fitting) > 1:
             raise ValueError(
                 f"There are two {type(self).__name__}, and the second would undo the first. Leave one out."
@@ -263,33 +254,21 @@ class FitsOnValidation(pl.Callback):
 
     def _log(self, values: dict[str, float], trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log values that every rank holds alike, but those that are NaN."""
-        pl_module.log_dict(
-            {name: value for name, value in values.items() if value == value},
-            on_step=False,
-            on_epoch=True,
-            reduce_fx="max",
-            sync_dist=trainer.world_size > 1,
-            batch_size=1,
-            add_dataloader_idx=False,
-        )
+        log_alike({name: value for name, value in values.items() if value == value}, trainer, pl_module)
 
     def _batch_rows(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> Rows:
         found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
-        logits, target = found.get("logits"), found.get("target")
-        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        if not isinstance(found.get("logits"), Tensor) or not isinstance(found.get("target"), Tensor):
             came = f"a dictionary with {list(map(str, found))}" if found else type(outputs).__name__
             raise TypeError(
                 f"{type(self).__name__} reads what {type(pl_module).__name__}.validation_step returns, which was "
                 f"{came}. A dictionary with the tensors 'logits' and 'target' was expected; write at its end `return "
                 '{"loss": loss, "logits": logits.detach(), "target": target}`.'
             )
-        unpack = getattr(pl_module, "unpack_batch", None)  # of BinaryClassifier
-        parts = unpack(batch) if callable(unpack) else None
-        weight, mask = (found.get(name, getattr(parts, name, None)) for name in ("weight", "mask"))
-        own = own_rows(trainer, "val", batch_idx, self.dataloader_idx, len(target) if target.ndim else 0)
-        logits, target, weight, mask = (first_rows(part, own) for part in (logits, target, weight, mask))
+        step = step_of(found, "val", trainer, pl_module, batch, batch_idx, self.dataloader_idx)
+        logits, target, weight, mask = step
         loss = getattr(pl_module, "loss", None)
         if isinstance(loss, BinaryLoss):
             observed = loss.observed(logits, target, mask)
@@ -336,10 +315,6 @@ def calibration_on_cpu(calibration: Calibration) -> Calibration:
     copy = Calibration(calibration.num_labels)
     copy.set(calibration)
     return copy
-
-
-def _fitting_callbacks(trainer: pl.Trainer) -> list[FitsOnValidation]:
-    return [c for c in trainer.callbacks if isinstance(c, FitsOnValidation)]  # type: ignore[attr-defined]
 
 
 def _share_rows(one: Any, other: Any) -> bool:
