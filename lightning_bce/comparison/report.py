@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning_bce.comparison.compare import Comparison
 from lightning_bce.comparison.pictures import draw_critical_difference, draw_differences
 from lightning_bce.comparison.tables import all_scores, differences, markdown, over_all, ranked, write_runs
 from lightning_bce.data.cells import require
+from lightning_bce.files import whole_file
 
 _DPI = 150
 _PAGE = Path(__file__).with_name("page.html")
@@ -64,9 +64,8 @@ def _png(figure: Any) -> bytes:
 
 
 def _written(path: Path, content: bytes) -> Path:
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    with whole_file(path) as file:
+        file.write(content)
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 import zipfile
 import zlib
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_bce.files import whole_file
 
 Array = npt.NDArray[Any]
 FORMAT = 1
@@ -56,14 +57,9 @@ class Run(NamedTuple):
 
 def write(folder: Path, task: Task, run: Run) -> None:
     """Write a run at once: a process that is killed meanwhile leaves no file of that name."""
-    folder.mkdir(parents=True, exist_ok=True)
     told = json.dumps({"key": task.key, "specification": task.specification, "result": run.result})
-    beside = folder / f".{task.key}.{os.getpid()}.part"
-    with open(beside, "wb") as file:
+    with whole_file(folder / f"{task.key}.npz") as file:
         np.savez_compressed(file, told=np.array(told), **run.arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, folder / f"{task.key}.npz")
 
 
 def read(folder: Path, task: Task) -> Run | None:

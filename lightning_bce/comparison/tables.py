@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from lightning_bce.comparison.compare import Comparison
 from lightning_bce.comparison.judging import COSTS, Judgement, Row
 from lightning_bce.comparison.scores import SCORES
 from lightning_bce.data.cells import require
+from lightning_bce.files import whole_file
 
 _LABEL = 20
 
@@ -196,9 +196,8 @@ def write_runs(compared: Comparison, folder: Path) -> list[Path]:
     frame = polars.DataFrame(records(compared), infer_schema_length=None)
     paths = [folder / "runs.csv", folder / "runs.parquet"]
     for path in paths:
-        beside = path.with_name(f".{path.name}")
-        (frame.write_csv if path.suffix == ".csv" else frame.write_parquet)(beside)
-        os.replace(beside, path)
+        with whole_file(path) as file:
+            (frame.write_csv if path.suffix == ".csv" else frame.write_parquet)(file)
     return paths
 
 
