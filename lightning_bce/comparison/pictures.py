@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_bce.comparison.compare import Comparison
 from lightning_bce.comparison.judging import Judgement
 from lightning_bce.comparison.scores import SCORES
+from lightning_bce.plotting.drawing import GRID, INK, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ _LOOKS = {
     "equal": ("#0072b2", "s", "no difference worth having"),
     "open": ("#6e7781", "o", "not told apart"),
 }
-_INK, _GRID, _BAND = "#1f2328", "#d8dee4", "#f0f3f6"
+_BAND = "#f0f3f6"
 _PER_ROW = 3
 _FAR = 6.0
 """How many times as far out as the median an interval may reach and still be drawn to scale."""
@@ -68,7 +69,7 @@ def draw_differences(compared: Comparison) -> Figure:
 
 def _panel(axis: Axes, judgement: Judgement, worth: float) -> None:
     axis.axvspan(-worth, worth, color=_BAND, zorder=0)
-    axis.axvline(0, color=_INK, linewidth=0.8, zorder=1)
+    axis.axvline(0, color=INK, linewidth=0.8, zorder=1)
     low, high = _limits(judgement, worth)
     for place, row in enumerate(judgement.rows[1:]):
         colour, mark, _ = _LOOKS.get(row.state, _LOOKS["worse"])
@@ -86,11 +87,11 @@ def _panel(axis: Axes, judgement: Judgement, worth: float) -> None:
     margin = 0.06 * (high - low)
     axis.set_xlim(low - margin, high + margin)
     axis.locator_params(axis="x", nbins=4)
-    axis.set_title(judgement.name.replace("$", r"\$"), loc="left", fontsize=10, color=_INK)
-    axis.tick_params(labelsize=8, colors=_INK)
+    axis.set_title(plain(judgement.name), loc="left", fontsize=10, color=INK)
+    axis.tick_params(labelsize=8, colors=INK)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
-    axis.xaxis.grid(True, color=_GRID, linewidth=0.6)
+    axis.xaxis.grid(True, color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
 
 
@@ -133,15 +134,15 @@ def draw_critical_difference(compared: Comparison) -> Figure | None:
     axis.set_axis_off()
     axis.set_ylim(depth, -1.6)
     axis.set_xlim(1 - 0.75 * (count - 1), count + 0.75 * (count - 1))
-    line: dict[str, Any] = {"color": _INK, "linewidth": 1.0, "solid_capstyle": "butt"}
+    line: dict[str, Any] = {"color": INK, "linewidth": 1.0, "solid_capstyle": "butt"}
     axis.plot([1, count], [0, 0], **line)
     for tick in range(1, count + 1):
         axis.plot([tick, tick], [-0.12, 0], **line)
-        axis.text(tick, -0.2, str(tick), ha="center", va="bottom", fontsize=8, color=_INK)
+        axis.text(tick, -0.2, str(tick), ha="center", va="bottom", fontsize=8, color=INK)
     shown = min(distance, count - 1)
     axis.plot([1, 1 + shown], [-1.0, -1.0], color=_LOOKS["worse"][0], linewidth=2)
     told = f"critical difference {distance:.2f}" + (": more than all ranks" if distance > count - 1 else "")
-    axis.text(1, -1.1, told, ha="left", va="bottom", fontsize=8, color=_INK)
+    axis.text(1, -1.1, told, ha="left", va="bottom", fontsize=8, color=INK)
     for level, (first, last) in enumerate(groups):
         height = 0.35 + 0.35 * level
         ends = [means[order[first]] - 0.04, means[order[last]] + 0.04]
@@ -157,7 +158,7 @@ def draw_critical_difference(compared: Comparison) -> Figure | None:
         weight = "bold" if place == 0 else "normal"
         axis.text(
             edge + (-0.03 if left else 0.03) * (count - 1), height, text, ha="right" if left else "left", va="center",
-            fontsize=8, color=_INK, fontweight=weight,
+            fontsize=8, color=INK, fontweight=weight,
         )  # fmt: skip
     figure.suptitle(
         f"Mean rank over {len(compared.judgements)} data sets, 1 the best; a bar joins what is not told apart",
@@ -186,8 +187,7 @@ def cliques(means: list[float], distance: float) -> list[tuple[int, int]]:
 
 
 def _shortened(label: str, length: int = 36) -> str:
-    text = label if len(label) <= length else f"{label[: length - 3]}..."
-    return text.replace("$", r"\$")
+    return plain(label if len(label) <= length else f"{label[: length - 3]}...")
 
 
 def _figure_class() -> Any:
