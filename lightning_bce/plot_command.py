@@ -102,9 +102,10 @@ def _plot_run(given: argparse.Namespace) -> None:
     if there and not given.overwrite:
         raise FileExistsError(f"{str(there[0])!r} exists. Choose another --output, or add --overwrite.")
     files = [rendered(drawing.figure(), kind) for drawing in drawn]  # before the first is written
-    for drawing, path, content in zip(drawn, paths, files, strict=True):
+    for path, content in zip(paths, files, strict=True):
         with whole_file(path) as file:
             file.write(content)
+    for drawing, path in zip(drawn, paths, strict=True):  # when all are there, should nobody read on
         _say(f"{path}\n    {drawing.finding()}")
 
 

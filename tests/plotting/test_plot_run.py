@@ -36,6 +36,16 @@ def test_all_pictures_of_a_run_are_written_into_its_folder_with_what_they_say(ru
     assert all(name in told for name in files) and "The validation loss is lowest in epoch" in told
 
 
+def test_all_pictures_are_written_also_where_nobody_reads_what_they_say(run, monkeypatch):
+    def closed(text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("lightning_bce.plot_command._say", closed)
+    with pytest.raises(SystemExit):
+        main(["plot", "run", str(run)])
+    assert len(list((run / "pictures").glob("*.png"))) == 10
+
+
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_formats_and_folder_are_as_asked_for(run, tmp_path, kind, start):
     main(["plot", "run", str(run), "--format", kind, "--output", str(tmp_path / "a" / "b")])
