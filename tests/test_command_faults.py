@@ -77,6 +77,17 @@ def test_arguments_that_the_optimizer_refuses_are_wrong_usage(capsys):
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def heard():
+    """Python's own answers to signals: what a shell starts in the background ignores Ctrl-C, and so would the test."""
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_ends_the_run_with_its_status_and_leaves_what_can_be_gone_on_from(number, code, capsys):
     Path(f"stop_by_{int(number)}.py").write_text(
