@@ -30,6 +30,7 @@ from lightning_bce.losses import GeneralizedCELoss as GeneralizedCELoss
 from lightning_bce.losses import GHMCLoss as GHMCLoss
 from lightning_bce.losses import HillLoss as HillLoss
 from lightning_bce.losses import JaccardLoss as JaccardLoss
+from lightning_bce.losses import LabelCounts as LabelCounts
 from lightning_bce.losses import LargeLossBCELoss as LargeLossBCELoss
 from lightning_bce.losses import LogitAdjustedLoss as LogitAdjustedLoss
 from lightning_bce.losses import LossSums as LossSums

@@ -63,6 +63,17 @@ class Recorded:
                 continue  # a default need not be written down: it is there again when the object is built
         return {"class_path": class_path(cls), "init_args": init_args}
 
+    def _record(self, **values: Any) -> None:
+        """Remember other values of some arguments, as if the object had been made with them.
+
+        A subclass with a constructor of its own may not have an argument of that name; its spec stays as it was.
+        """
+        given, _ = self._arguments()
+        parameters = inspect.signature(type(self).__init__).parameters
+        open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        known = {name: value for name, value in values.items() if open_ended or name in parameters}
+        object.__setattr__(self, _RECORD, _as_it_is_now(((), {**given, **known})))
+
     def _arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
         args, kwargs = self.__dict__.get(_RECORD, ((), {}))
         signature = inspect.signature(type(self).__init__)

@@ -29,6 +29,7 @@ from lightning_bce.losses.hill import HillLoss as HillLoss
 from lightning_bce.losses.hill import hill_loss as hill_loss
 from lightning_bce.losses.jaccard import JaccardLoss as JaccardLoss
 from lightning_bce.losses.jaccard import jaccard_loss as jaccard_loss
+from lightning_bce.losses.label_counts import LabelCounts as LabelCounts
 from lightning_bce.losses.label_smoothing import SmoothedBCELoss as SmoothedBCELoss
 from lightning_bce.losses.label_smoothing import smoothed_bce as smoothed_bce
 from lightning_bce.losses.large_loss import LargeLossBCELoss as LargeLossBCELoss

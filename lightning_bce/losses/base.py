@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,13 @@ from lightning_bce.losses.checks import (
     check_target_values,
     may_look,
 )
+from lightning_bce.losses.count_rules import OfCounts, Rule, class_weight_rule, is_rule
 from lightning_bce.losses.stable import full_precision, in_dtype
 from lightning_bce.losses.sums import LossSums, safe_ratio
 from lightning_bce.spec import Recorded
+
+if TYPE_CHECKING:
+    from lightning_bce.losses.label_counts import LabelCounts
 
 Reduction = Literal["none", "mean", "weighted_mean", "sum", "batchmean"]
 Validation = Literal["first_batch", "always", "off"]
@@ -56,6 +60,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         reduction: One of "none", "mean", "weighted_mean", "sum", "batchmean".
         ignore_index: Target value that marks an unknown label, NaN included. Such an element counts nowhere.
         class_weight: One factor of at least 0 for each label (dimension 1). Scales the loss, not the denominator.
+            "auto" or a rule of :func:`class_weight_rule` computes it from the training data.
         validate: Whether target values are checked at the "first_batch" (that waits for the device once), "always" or
             not at all ("off"). Shapes are always checked. Compiled code does not check values.
         fused: Whether value, sums and gradient come out of one pass, by a kernel that torch.compile generates from the
@@ -89,11 +94,12 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         *,
         reduction: Reduction = "mean",
         ignore_index: float | None = None,
-        class_weight: PerLabel | None = None,
+        class_weight: PerLabel | Rule | None = None,
         validate: Validation = "first_batch",
         fused: bool | None = None,
     ) -> None:
         super().__init__()
+        self._rules: dict[str, OfCounts] = {}
         if fused is not None:
             check_flag("fused", fused)
         _check_choice("reduction", reduction, get_args(Reduction))
@@ -108,8 +114,8 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         self.fused = fused
         self._checked = False
         self._kernels = Kernels()
-        self._constant("class_weight", class_weight)
-        if self.class_weight is not None and self.class_weight.ndim != 1:
+        self._constant("class_weight", class_weight, class_weight_rule)
+        if self.class_weight is not None and "class_weight" not in self._rules and self.class_weight.ndim != 1:
             raise ValueError(
                 f"`class_weight` has shape {tuple(self.class_weight.shape)}; one number for each label was expected."
             )
@@ -259,11 +265,87 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         """Return the arguments that were given."""
         return ", ".join(f"{name}={value!r}" for name, value in self._arguments()[0].items())
 
-    def _constant(self, name: str, value: Factor | None) -> None:
-        """Keep a factor as a buffer that moves with the module, stays out of checkpoints and keeps its precision."""
-        check_factor(name, value)
+    # -- arguments that the training data decide ----------------------------------------------------------------------
+
+    @property
+    def unresolved(self) -> tuple[str, ...]:
+        """The arguments that wait for :meth:`resolve`, such as a ``pos_weight`` that is "auto"."""
+        return tuple(self._rules)
+
+    def resolve(self, counts: LabelCounts) -> dict[str, Any]:
+        """Compute the arguments that were left to the training data; the loss is then the one made with the numbers.
+
+        :class:`BinaryClassifier` calls this before training. In a loop of one's own:
+        ``loss.resolve(LabelCounts.of(target))`` with the target of the whole training set.
+
+        Args:
+            counts: Positives and negatives of each label in the training data.
+
+        Returns:
+            What was computed, by name, in plain numbers. Empty if nothing waited.
+
+        Raises:
+            ValueError: If the counts cannot be used.
+        """
+        found: dict[str, Any] = {}
+        for name, of_counts in self._rules.items():
+            value = of_counts(counts)
+            plain: Any = value.item() if value.numel() == 1 and name != "class_weight" else value.tolist()
+            found[name] = plain
+        for name, plain in found.items():
+            self._take(name, plain, counts)
+        self._rules.clear()
+        self._record(**{name: getattr(self, name) for name in found})
+        return found
+
+    def _take(self, name: str, value: Any, counts: LabelCounts) -> None:
+        """Put a resolved argument where the formula reads it."""
+        waiting = self._buffers.pop(f"_{name}", None)  # of `_number`: it has moved with the module
+        if waiting is not None:
+            self._non_persistent_buffers_set.discard(f"_{name}")
+            del self.__dict__[name]
+            if not isinstance(value, list):
+                setattr(self, name, value)
+                return
+            self.register_buffer(name, None, persistent=False)
+        else:
+            waiting = self._buffers[name]
+        assert waiting is not None
+        self._buffers[name] = torch.as_tensor(value, dtype=waiting.dtype, device=waiting.device)
+
+    def _refuse_unresolved(self) -> None:
+        if self._rules:
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be computed yet: {', '.join(self._rules)} waits for the training data. "
+                "BinaryClassifier counts them when training starts; in a loop of your own call "
+                "`loss.resolve(LabelCounts.of(target))` with the labels of the whole training set, or give numbers."
+            )
+
+    def _constant(
+        self, name: str, value: Factor | Rule | None, rule: Callable[[str, Rule], OfCounts] | None = None
+    ) -> None:
+        """Keep a factor as a buffer that moves with the module, stays out of checkpoints and keeps its precision.
+
+        With ``rule`` the value may be a rule. Until it is resolved NaN stands for it, which no formula hides.
+        """
+        if rule is not None and is_rule(value):
+            self._rules[name] = rule(name, value)  # type: ignore[arg-type]
+            value = math.nan
+        else:
+            check_factor(name, value)  # type: ignore[arg-type]
         tensor = None if value is None else torch.as_tensor(value, dtype=torch.float64).detach().clone()
         self.register_buffer(name, tensor, persistent=False)
+
+    def _number(self, name: str, value: Factor | Rule | None, rule: Callable[[str, Rule], OfCounts]) -> None:
+        """Keep a number as a plain attribute, which a schedule may move, and one for each label as a buffer."""
+        if is_rule(value):
+            self._rules[name] = rule(name, value)  # type: ignore[arg-type]
+            self.register_buffer(f"_{name}", torch.tensor(math.nan, dtype=torch.float64), persistent=False)
+            setattr(self, name, value)
+        elif value is None or isinstance(value, (int, float)):
+            setattr(self, name, value)
+        else:
+            self._constant(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Constants keep float64 when the module is cast, because bfloat16 makes a pos_weight of 99.7 a 99.5. So does
@@ -305,6 +387,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
 
     def _batch(self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Inputs:
         """Return what the formula takes of a batch, after the checks."""
+        self._refuse_unresolved()
         check_shapes(logits, target)
         masked = self._fitted_mask(logits, mask)
         own = []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, check_constant, per_label
 from lightning_bce.losses.checks import Factor, check_shapes
+from lightning_bce.losses.count_rules import Rule, pos_weight_rule
 from lightning_bce.losses.stable import first_order, folded, full_precision
+
+if TYPE_CHECKING:
+    from lightning_bce.losses.label_counts import LabelCounts
 
 
 def bce_with_logits(logits: Tensor, target: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
@@ -56,7 +60,9 @@ class BCEWithLogitsLoss(BinaryLoss):
     Args:
         weight: Factor of each element, broadcast to the output from the last dimension. As in torch it scales the loss
             and leaves the denominator of "mean" alone; "weighted_mean" divides by its sum.
-        pos_weight: Factor of the positive term, at least 0, one number or one for each label of (N, C).
+        pos_weight: Factor of the positive term, at least 0, one number or one for each label of (N, C). "auto" or a
+            rule of :func:`pos_weight_rule` computes it from the training data: "ratio", "sqrt", "effective_number", or
+            ``{"rule": "ratio", "power": 0.5, "cap": 20}``. The probabilities are then no longer calibrated.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
@@ -75,12 +81,12 @@ class BCEWithLogitsLoss(BinaryLoss):
         self,
         weight: Factor | None = None,
         *,
-        pos_weight: Factor | None = None,
+        pos_weight: Factor | Rule | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._constant("weight", weight)
-        self._constant("pos_weight", pos_weight)
+        self._constant("pos_weight", pos_weight, pos_weight_rule)
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`bce_with_logits`."""
@@ -89,6 +95,13 @@ class BCEWithLogitsLoss(BinaryLoss):
     def negatives(self, logits: Tensor) -> Tensor:
         """Return the cross-entropy of a negative, on which ``pos_weight`` has no say."""
         return first_order(full_precision(logits)).softplus
+
+    def _take(self, name: str, value: Any, counts: LabelCounts) -> None:
+        super()._take(name, value, counts)
+        if name == "pos_weight" and isinstance(value, list):  # (C, 1, 1) for (N, C, H, W), as in torch
+            weight = self._buffers[name]
+            assert weight is not None
+            self._buffers[name] = weight.reshape(-1, *[1] * counts.positions)
 
     def _blockwise(self, logits: Tensor, target: Tensor) -> Tensor:
         # One for each label, in whatever shape it broadcasts to the batch: `_reason_against_blocks` has seen to that.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import check_number
+from lightning_bce.losses.label_counts import LabelCounts
 from lightning_bce.losses.sums import LossSums
 
 _AVERAGES = ("mean", "weighted_mean", "batchmean")
@@ -164,6 +165,19 @@ class CombinedLoss(BinaryLoss):
         """Tell every term which epoch begins."""
         for term in self._losses().values():
             term.start_epoch(epoch)
+
+    @property
+    def unresolved(self) -> tuple[str, ...]:
+        """The arguments of terms that wait for the training data, as ``term.argument``."""
+        return tuple(f"{name}.{argument}" for name, term in self._losses().items() for argument in term.unresolved)
+
+    def resolve(self, counts: LabelCounts) -> dict[str, Any]:
+        """Resolve every term."""
+        return {
+            f"{name}.{argument}": value
+            for name, term in self._losses().items()
+            for argument, value in term.resolve(counts).items()
+        }
 
     def recheck(self) -> None:
         """Have every term check the values of its next batch."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_bce.losses.base import BinaryLoss, per_label
 from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import SMALLEST, check_positives
+from lightning_bce.losses.count_rules import Rule, is_rule, positives_rule, total_rule
 from lightning_bce.losses.stable import by_target, full_precision, power_of_probability, sides, softplus
 
 
@@ -115,8 +116,8 @@ class DistributionBalancedLoss(BinaryLoss):
     What ``ignore_index`` or the mask marks counts as no positive where the sample's draws are summed.
 
     Args:
-        counts: Positives of each label in the training data, or one number for all.
-        total: Samples in the training data, at least 1.
+        counts: Positives of each label in the training data, or one number for all; "auto" counts them.
+        total: Samples in the training data, at least 1. To be left out where ``counts`` is "auto", and only there.
         alpha: Smallest weight, in [0, 1].
         beta: Steepness of the rebalancing, above 0.
         mu: The share of a sample's draws at which a weight is halfway, at least 0.
@@ -141,8 +142,8 @@ class DistributionBalancedLoss(BinaryLoss):
     def __init__(
         self,
         *,
-        counts: Factor,
-        total: Factor,
+        counts: Factor | Rule,
+        total: Factor | Rule | None = None,
         alpha: float = 0.1,
         beta: float = 10.0,
         mu: float = 0.2,
@@ -153,9 +154,19 @@ class DistributionBalancedLoss(BinaryLoss):
     ) -> None:
         super().__init__(**options)
         _check_options(alpha=alpha, beta=beta, mu=mu, lam=lam, kappa=kappa, gamma=gamma)
-        _check_label_counts(counts, total)
-        self._constant("counts", counts)
-        self._constant("total", total)
+        if is_rule(counts):
+            if total is not None and not is_rule(total):
+                raise ValueError(f"`counts` is {counts!r} and `total` {total}: both are counted, so leave `total` out.")
+            total = counts if total is None else total
+        elif total is None or is_rule(total):
+            raise ValueError(
+                f"`total` is {total} and `counts` is given: say over how many samples the positives were counted, or "
+                "give counts='auto'."
+            )
+        else:
+            _check_label_counts(counts, total)  # type: ignore[arg-type]
+        self._constant("counts", counts, positives_rule)
+        self._constant("total", total, total_rule)
         self.alpha, self.beta, self.mu = alpha, beta, mu
         self.lam, self.kappa, self.gamma = lam, kappa, gamma
 

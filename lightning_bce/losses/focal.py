@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_number, check_shapes, check_unit
+from lightning_bce.losses.base import BinaryLoss, per_label
+from lightning_bce.losses.checks import Factor, check_factor, check_number, check_shapes, check_unit
+from lightning_bce.losses.count_rules import Rule, alpha_rule, is_rule
 from lightning_bce.losses.quality_focal import quality_focal_loss
 from lightning_bce.losses.stable import (
     by_target,
@@ -30,7 +32,7 @@ def focal_loss(
     target: Tensor,
     *,
     gamma: float = 2.0,
-    alpha: float | None = None,
+    alpha: Factor | None = None,
     soft_targets: SoftTargets = "linear",
 ) -> Tensor:
     r"""Return the focal loss of each element.
@@ -85,11 +87,11 @@ def focal_loss(
         if gamma > 0:
             losses = power_of_miss(scores, labels, gamma, pieces) * losses
     if alpha is not None:
-        losses = (alpha * labels + (1 - alpha) * (1 - labels)) * losses
+        losses = weight_of_sides(alpha, labels) * losses
     return losses
 
 
-def _two_terms(logits: Tensor, target: Tensor, gamma: float, alpha: float | None) -> Tensor:
+def _two_terms(logits: Tensor, target: Tensor, gamma: float, alpha: Factor | None) -> Tensor:
     check_shapes(logits, target)
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
@@ -97,13 +99,48 @@ def _two_terms(logits: Tensor, target: Tensor, gamma: float, alpha: float | None
     positive = power_of_probability(-of_positives, gamma) * softplus(-of_positives)
     negative = power_of_probability(of_negatives, gamma) * softplus(of_negatives)
     if alpha is not None:
-        positive, negative = alpha * positive, (1 - alpha) * negative
+        weight = alpha_by_label(alpha, labels)
+        positive, negative = weight * positive, (1 - weight) * negative
     return by_target(labels, positive, negative)
 
 
-def _check(gamma: float, alpha: float | None, soft_targets: SoftTargets) -> None:
+def weight_of_sides(alpha: Factor, target: Tensor) -> Tensor:
+    """Return ``alpha`` for positives and 1 - ``alpha`` for negatives, and what lies between for soft labels."""
+    weight = alpha_by_label(alpha, target)
+    return weight * target + (1 - weight) * (1 - target)
+
+
+def alpha_by_label(alpha: Factor, target: Tensor) -> float | Tensor:
+    """Return a number as it is, and one for each label in a shape that broadcasts to the target's.
+
+    Raises:
+        ValueError: If there are not as many numbers as labels.
+    """
+    if isinstance(alpha, (int, float)):
+        return alpha
+    return per_label("alpha", torch.as_tensor(alpha, dtype=torch.float64), target).to(target)
+
+
+def check_alpha(alpha: Factor | Rule | None) -> None:
+    """Refuse weights of the positives outside [0, 1]; a tensor's values are checked where a loss is made.
+
+    Raises:
+        ValueError: With the number.
+        TypeError: If it is no number.
+    """
+    if is_rule(alpha):
+        return
+    if alpha is None or isinstance(alpha, (int, float)):
+        check_unit("alpha", alpha)
+    elif not isinstance(alpha, Tensor):
+        check_factor("alpha", alpha)  # type: ignore[arg-type]
+        for value in alpha:
+            check_unit("alpha", float(value))
+
+
+def _check(gamma: float, alpha: Factor | Rule | None, soft_targets: SoftTargets) -> None:
     check_number("gamma", gamma, at_least=0)
-    check_unit("alpha", alpha)
+    check_alpha(alpha)
     if soft_targets not in get_args(SoftTargets):
         raise ValueError(f"`soft_targets` is {soft_targets!r}; expected one of {', '.join(get_args(SoftTargets))}.")
     if soft_targets != "linear" and gamma == 0:
@@ -118,7 +155,9 @@ class FocalLoss(BinaryLoss):
 
     Args:
         gamma: Focus, at least 0. At 0 this is binary cross-entropy.
-        alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1.
+        alpha: Weight of the positives in [0, 1], one number or one for each label (dimension 1); the negatives get
+            1 - ``alpha``. None weighs both by 1. The values of a tensor are not checked here, which would wait for the
+            device.
         soft_targets: One of "linear", "two_term", "quality": what the loss of a soft label is. The last two need a
             ``gamma`` above 0.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
@@ -132,18 +171,20 @@ class FocalLoss(BinaryLoss):
         tensor(0.0875)
     """
 
+    alpha: Any  # None, a number, a tensor with one for each label, or a rule until it is resolved
+
     def __init__(
         self,
         *,
         gamma: float = 2.0,
-        alpha: float | None = None,
+        alpha: Factor | Rule | None = None,
         soft_targets: SoftTargets = "linear",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        _check(gamma, alpha, soft_targets)
+        _check(gamma, alpha.tolist() if isinstance(alpha, Tensor) else alpha, soft_targets)
         self.gamma = gamma
-        self.alpha = alpha
+        self._number("alpha", alpha, alpha_rule)
         self.soft_targets: SoftTargets = soft_targets
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_bce.losses.base import BinaryLoss, per_label
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import Factor, check_factor, check_number, check_shapes
+from lightning_bce.losses.count_rules import Rule, is_rule, prior_rule
 from lightning_bce.losses.stable import full_precision
 
 
@@ -60,7 +61,8 @@ class LogitAdjustedLoss(BinaryLoss):
     """Logit-adjusted cross-entropy. See :func:`logit_adjusted_bce`.
 
     Args:
-        prior: Frequency of the positives in (0, 1), one number or one for each label.
+        prior: Frequency of the positives in (0, 1), one number or one for each label; "auto" is that of the training
+            data.
         tau: Strength, at least 0. At 0 this is binary cross-entropy.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
@@ -75,11 +77,12 @@ class LogitAdjustedLoss(BinaryLoss):
 
     prior: Tensor
 
-    def __init__(self, *, prior: Factor, tau: float = 1.0, **options: Any) -> None:
+    def __init__(self, *, prior: Factor | Rule, tau: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
         check_number("tau", tau, at_least=0)
-        check_prior(prior)
-        self._constant("prior", prior)
+        if not is_rule(prior):
+            check_prior(prior)  # type: ignore[arg-type]
+        self._constant("prior", prior, prior_rule)
         self.tau = tau
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:

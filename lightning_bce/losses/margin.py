@@ -11,6 +11,7 @@ from lightning_bce.losses.base import BinaryLoss, per_label
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import check_counts
+from lightning_bce.losses.count_rules import Rule, is_rule, positives_rule
 from lightning_bce.losses.stable import full_precision
 
 
@@ -70,7 +71,7 @@ class MarginBCELoss(BinaryLoss):
     """Margin cross-entropy. See :func:`margin_bce`.
 
     Args:
-        counts: Positives of each label, at least 0, or one number for all.
+        counts: Positives of each label, at least 0, or one number for all; "auto" counts the training data.
         max_margin: Margin of the rarest label, at least 0.
         scale: Factor of the logit, above 0.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
@@ -86,12 +87,13 @@ class MarginBCELoss(BinaryLoss):
 
     counts: Tensor
 
-    def __init__(self, *, counts: Factor, max_margin: float = 0.5, scale: float = 1.0, **options: Any) -> None:
+    def __init__(self, *, counts: Factor | Rule, max_margin: float = 0.5, scale: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
         check_number("max_margin", max_margin, at_least=0)
         _check_scale(scale)
-        _check_label_counts(counts)
-        self._constant("counts", counts)
+        if not is_rule(counts):
+            _check_label_counts(counts)  # type: ignore[arg-type]
+        self._constant("counts", counts, positives_rule)
         self.max_margin = max_margin
         self.scale = scale
 

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
-from lightning_bce.losses.checks import check_number, check_shapes, check_unit
+from lightning_bce.losses.checks import Factor, check_number, check_shapes
+from lightning_bce.losses.count_rules import Rule, alpha_rule
+from lightning_bce.losses.focal import check_alpha, weight_of_sides
 from lightning_bce.losses.stable import by_target, full_precision, power_of_miss, sides, softplus
 
 _TERMS = 13  # of 1 / 16, which leaves less than the last digit of float64
 
 
 def poly_bce(
-    logits: Tensor, target: Tensor, *, epsilon: float = 1.0, gamma: float = 0.0, alpha: float | None = None
+    logits: Tensor, target: Tensor, *, epsilon: float = 1.0, gamma: float = 0.0, alpha: Factor | None = None
 ) -> Tensor:
     r"""Return the Poly-1 loss of each element.
 
@@ -36,7 +38,8 @@ def poly_bce(
         epsilon: What is added to the first coefficient, at least -1: below, a right prediction would cost more the
             surer it is. At 0 this is focal loss. The paper has 2 for ImageNet and -1 for detection.
         gamma: Focus, at least 0. At 0 the formula is that of cross-entropy.
-        alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1.
+        alpha: Weight of the positives in [0, 1], one number or one for each label (dimension 1); the negatives get
+            1 - ``alpha``. None weighs both by 1.
 
     Returns:
         Losses in nats, the shape of ``logits``, in float32 or better.
@@ -64,7 +67,7 @@ def poly_bce(
     if gamma > 0:
         losses = power_of_miss(scores, labels, gamma) * losses
     if alpha is not None:
-        losses = (alpha * labels + (1 - alpha) * (1 - labels)) * losses
+        losses = weight_of_sides(alpha, labels) * losses
     return losses
 
 
@@ -80,10 +83,10 @@ def _without_first(z: Tensor) -> Tensor:
     return torch.where(miss < 0.4, w * (miss + 2 * square * series), softplus(z) - miss)
 
 
-def _check(epsilon: float, gamma: float, alpha: float | None) -> None:
+def _check(epsilon: float, gamma: float, alpha: Factor | Rule | None) -> None:
     check_number("epsilon", epsilon, at_least=-1)
     check_number("gamma", gamma, at_least=0)
-    check_unit("alpha", alpha)
+    check_alpha(alpha)
 
 
 class PolyLoss(BinaryLoss):
@@ -92,7 +95,8 @@ class PolyLoss(BinaryLoss):
     Args:
         epsilon: What is added to the first coefficient, at least -1. At 0 this is focal loss.
         gamma: Focus, at least 0. At 0 the formula is that of cross-entropy.
-        alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1.
+        alpha: Weight of the positives in [0, 1], one number or one for each label; the negatives get 1 - ``alpha``.
+            None weighs both by 1. "auto" or a rule of :func:`alpha_rule` computes it from the training data.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.
 
     Raises:
@@ -104,12 +108,16 @@ class PolyLoss(BinaryLoss):
         tensor(0.7196)
     """
 
-    def __init__(self, *, epsilon: float = 1.0, gamma: float = 0.0, alpha: float | None = None, **options: Any) -> None:
+    alpha: Any  # None, a number, a tensor with one for each label, or a rule until it is resolved
+
+    def __init__(
+        self, *, epsilon: float = 1.0, gamma: float = 0.0, alpha: Factor | Rule | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
-        _check(epsilon, gamma, alpha)
+        _check(epsilon, gamma, alpha.tolist() if isinstance(alpha, Tensor) else alpha)
         self.epsilon = epsilon
         self.gamma = gamma
-        self.alpha = alpha
+        self._number("alpha", alpha, alpha_rule)
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`poly_bce`."""

@@ -42,7 +42,7 @@ class RowLoss(BinaryLoss):
         reduction: One of "none", "mean", "sum".
         ignore_index: Target value that marks an unknown label, NaN included. Such an element counts nowhere.
         class_weight: One factor of at least 0 for each label, where a row is a label. Scales the loss, not the
-            denominator.
+            denominator. "auto" or a rule of :func:`class_weight_rule` computes it from the training data.
         validate: Whether target values are checked at the "first_batch" (that waits for the device once), "always" or
             not at all ("off"). Shapes are always checked. Compiled code does not check values.
 
@@ -173,6 +173,7 @@ class RowLoss(BinaryLoss):
         self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted losses, (R,) or (R, 2), and which rows count, (R,)."""
+        self._refuse_unresolved()
         check_shapes(logits, target)
         factor = None if weight is None else self._of_rows(weight, logits)
         known = self.valid(logits, target, mask)
