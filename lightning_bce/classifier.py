@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -22,10 +23,12 @@ from lightning_bce.decision import Decision
 from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable
 from lightning_bce.heads import MultiLabelHead, SparseTarget
-from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
+from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LabelCounts, LossSums
+from lightning_bce.losses.base import per_label
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import LossTracker, evaluation_metrics
 from lightning_bce.metrics.at_k import metrics_at_k
+from lightning_bce.priors import Bias, counted, known_counts, moves_logits, output_layer, set_bias
 from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
 from lightning_bce.window import Window
 
@@ -105,6 +108,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             the classifier around them. The checkpoint is the same without it. The loss of a first batch is not
             compiled, because its values are checked, nor one with ``validate="always"``. Not worth it with a
             LossSchedule by step: each new value is compiled anew, until torch gives up.
+        prior_bias: Whether the bias of the last layer starts at the log-odds of the training labels, so that the first
+            loss is their entropy (0.056 at 1 % positives) and not log 2: True, or the layer's name in the model, such
+            as "head.fc"; "auto" does it where the layer can be found. It is done once, before a training from scratch,
+            not when a checkpoint is trained on. The default leaves the model as it came, because it may be trained
+            already; the command takes "auto". A loss that is minimised elsewhere by a known shift (a ``pos_weight``,
+            ``LogitAdjustedLoss``) starts there; focal and other losses start at the log-odds, below their optimum.
 
     Raises:
         ValueError: If an option is out of range or has no effect.
@@ -133,6 +142,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         compile_model: bool = False,
         head: MultiLabelHead | None = None,
         top_k: int | None = None,
+        prior_bias: bool | str = False,
     ) -> None:
         super().__init__()
         self.head = _head(head)
@@ -176,6 +186,14 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self._states = nn.ModuleDict()
         self._window = Window()
         self._warned_of_cuts = False
+        self.prior_bias = prior_bias
+        self.label_counts: LabelCounts | None = None
+        self._loss_counts: LabelCounts | None = None
+        self._untrained = True
+        self._unproved: Bias | None = None
+        self.register_buffer("_drawn", None, persistent=False)
+        if isinstance(prior_bias, str) and prior_bias != "auto":
+            output_layer(self.model, num_labels, prior_bias)
         _warn_of_double_sigmoid(self.model)
 
     # -- what a project overrides -------------------------------------------------------------------------------------
@@ -335,7 +353,11 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         own = self._own_rows(stage, batch_idx, dataloader_idx, target)
         logits, target = first_rows(logits, own), first_rows(target, own)
         weight, mask = first_rows(weight, own), first_rows(mask, own)
-        scores = logits if self.loss.input_space == "logits" else torch.sigmoid(full_precision(logits))
+        seen = logits
+        if stage == "train" and self._drawn is not None:
+            # The loss sees the rates of the draw and the model those of the data, so that its sigmoid needs no mending.
+            seen = full_precision(logits) + per_label("drawn", self._drawn, logits)
+        scores = seen if self.loss.input_space == "logits" else torch.sigmoid(full_precision(seen))
         eager = not self._compiled or self._first_batch or self.loss.validate == "always"
         terms, sums = (_sums if eager else _compiled_sums())(self.loss, scores, target, weight, mask)
         self._first_batch = False
@@ -432,6 +454,100 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             raise RuntimeError(f"`compile_model` is True, and {reason}. Or leave it out: the results are the same.")
         self.model.compile()
         self._compiled = True
+
+    # -- what the training labels decide ------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Have the training labels decide what was left to them, and no checkpoint has brought.
+
+        Raises:
+            TypeError: If the training labels cannot be counted, with how to give their counts.
+            ValueError: If the layer for ``prior_bias`` cannot be found.
+        """
+        drawn = getattr(getattr(self.trainer, "datamodule", None), "drawn_counts", None)
+        seen: LabelCounts | None = drawn() if callable(drawn) else None
+        if seen is not None:
+            self._drawn = (torch.logit(seen.prior) - torch.logit(self._counts().prior)).float().to(self.device)
+        self._resolve(seen)
+        if self.prior_bias and self._untrained:
+            self._start_at_the_prior()
+        self._untrained = False
+
+    def _resolve(self, drawn: LabelCounts | None) -> None:
+        """Fill in what the loss leaves to the training data, as they are drawn."""
+        if self.loss.unresolved:
+            self._loss_counts = self._counts() if drawn is None else drawn
+            self._note(self.loss.resolve(self._loss_counts), self._loss_counts)
+
+    def _counts(self) -> LabelCounts:
+        """Return the counts of the training labels: given, known to the data module, or counted once."""
+        if self.label_counts is None:
+            plain = type(self).unpack_batch is BinaryClassifier.unpack_batch
+            counts = known_counts(self.trainer) if plain else None
+            self.label_counts = counted(self.trainer, self._counts_of, self.num_labels) if counts is None else counts
+        if self.label_counts.num_labels != self.num_labels:
+            raise ValueError(
+                f"There are counts of {self.label_counts.num_labels} label(s) and `num_labels` is {self.num_labels}."
+            )
+        return self.label_counts
+
+    def _counts_of(self, batch: Any) -> LabelCounts:
+        _, target, weight, mask, _ = self.unpack_batch(batch)
+        if target is None:
+            raise TypeError("A training batch has no target, so that its labels cannot be counted.")
+        return LabelCounts.of(target, weight, mask=self.loss.observed(target.float(), target, mask))
+
+    def _note(self, found: Mapping[str, Any], counts: LabelCounts) -> None:
+        """Write resolved values into the hyper-parameters, before loggers get them."""
+        if "loss" in self._written:
+            self._written["loss"] = to_plain(self.loss)
+            self.save_hyperparameters({"loss": self._written["loss"]})
+        shown = ", ".join(f"{name} = {_shortened(value)}" for name, value in found.items())
+        rank_zero_info(f"{type(self.loss).__name__} of {int(counts.total.max())} training labels: {shown}")
+
+    def _start_at_the_prior(self) -> None:
+        try:
+            name, layer = output_layer(
+                self.model, self.num_labels, None if self.prior_bias in (True, "auto") else str(self.prior_bias)
+            )
+        except ValueError as error:
+            if self.prior_bias != "auto":
+                raise
+            rank_zero_info(f"The bias stays as it is: {error}")
+            return
+        log_odds = torch.logit(self._counts().prior)
+        shift = self.loss.log_odds_shift
+        self._unproved = set_bias(name, layer, log_odds if shift is None else log_odds + shift.cpu())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make sure, at the first batch, that the bias that was set is the one that is added to the logits.
+
+        Raises:
+            ValueError: If it is not, and ``prior_bias`` is not "auto".
+        """
+        bias, self._unproved = self._unproved, None
+        if bias is None:
+            return
+        inputs = self.unpack_batch(batch).inputs
+        training = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        with isolate_rng(), self.trainer.precision_plugin.forward_context():
+            proved = moves_logits(bias, lambda: self(inputs))
+        for module, was in training.items():
+            module.training = was
+        if proved:
+            return
+        with torch.no_grad():
+            bias.layer.bias.copy_(bias.before)
+        said = (
+            f"The bias of {bias.name or 'the model'!r} is not what is added to the logits, so that it cannot start at "
+            "the prior."
+        )
+        if self.prior_bias != "auto":
+            raise ValueError(
+                f"{said} Name the layer that makes the logits, `prior_bias='head.fc'`, or turn `prior_bias` off."
+            )
+        rank_zero_info(f"{said} It stays as it was.")
 
     # -- epochs -------------------------------------------------------------------------------------------------------
 
@@ -643,7 +759,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that are not numbers."""
+        """Refuse weights that are not numbers, and take over what the labels of that training have decided."""
+        self._untrained = False
+        if (plain := checkpoint.get("label_counts")) is not None:
+            self.label_counts = LabelCounts.from_plain(plain)
+        if self.loss.unresolved and (plain := checkpoint.get("loss_counts")) is not None:
+            self._resolve(LabelCounts.from_plain(plain))
         # A strategy that shards the model has loaded it by now, and taken it out of the checkpoint.
         found = checkpoint.get("state_dict") or dict(self.named_parameters())
         check_finite(found, {name for name, _ in self.named_parameters()})
@@ -662,6 +783,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
                 if name not in self._written:
                     warnings.warn(f"{error} It is left out of the checkpoint.", stacklevel=2)
         checkpoint["hyper_parameters"] = {**self._written, **plain}
+        for name, counts in (("label_counts", self.label_counts), ("loss_counts", self._loss_counts)):
+            if counts is not None:
+                checkpoint[name] = counts.plain()
 
     def _plain_arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values, those of a subclass if it is one."""
@@ -812,6 +936,13 @@ def _names(class_names: Sequence[str] | None, num_labels: int) -> list[str]:
             "label(s) was expected."
         )
     return names
+
+
+def _shortened(value: Any) -> str:
+    """Return numbers to four digits, the first of many."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shortened, value[:8]))}{', ...' if len(value) > 8 else ''}]"
+    return f"{value:.4g}"
 
 
 def _warn_of_cuts(loss: BinaryLoss) -> None:

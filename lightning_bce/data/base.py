@@ -12,8 +12,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
+from lightning_bce.data.balanced import BalancedDraw, draw_chances
 from lightning_bce.data.splits import Rows, fold_split, stratified_split
 from lightning_bce.data.tensors import Batch, EpochShuffle, TensorRows, as_it_is
+from lightning_bce.losses import LabelCounts
 
 Part = Literal["train", "val", "test", "predict"]
 
@@ -50,6 +52,11 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         val_fraction: Share of the rows to validate on, in [0, 1). With 0 there is no validation loader;
             Lightning then warns of zero length, unless the trainer has ``limit_val_batches=0``.
         test_fraction: Share of the rows to test on, in [0, 1). With 0 there is no test loader.
+        positive_share: Share of positives, in (0, 1), among the rows that an epoch of training draws with replacement:
+            0.5 is a balanced draw. With several labels a row is drawn for one of them, see :func:`draw_chances`.
+            :class:`BinaryClassifier` corrects for it, so that its probabilities are those of the data: exactly with
+            one label and a proper loss, roughly with several, which a calibration on validation rows makes up for.
+            None takes each row once.
 
     Raises:
         ValueError: If an argument is out of its range, or nothing is left to train on.
@@ -72,12 +79,15 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
+        positive_share: float | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = whole("batch_size", batch_size, least=1)
         self.num_workers = whole("num_workers", num_workers, least=0)
         self.seed = whole("seed", seed, least=0)
         self.fractions = _fractions(val_fraction, test_fraction)
+        self.positive_share = _share(positive_share)
+        self._counts: LabelCounts | None = None
         self._fold: tuple[int, int] | None = None
         self._is_cut = False
 
@@ -138,14 +148,33 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
             The dataset, or None if this part is empty on purpose.
         """
 
+    def label_counts(self) -> LabelCounts:
+        """Return the counts of the training labels, with the weights of the rows; counted once."""
+        if self._counts is None:
+            rows = self._training_rows()
+            self._counts = LabelCounts.of(rows.columns["target"], rows.columns.get("weight"))
+        return self._counts
+
+    def drawn_counts(self) -> LabelCounts | None:
+        """Return what an epoch of ``positive_share`` draws of each label on average; None without."""
+        if self.positive_share is None:
+            return None
+        rows = self._training_rows()
+        target, weight = rows.columns["target"], rows.columns.get("weight")
+        chances = torch.from_numpy(len(rows) * draw_chances(target, self.positive_share))
+        return LabelCounts.of(target, chances if weight is None else chances * weight)
+
     def train_dataloader(self) -> Loader:
-        """Return the loader of the training rows, shuffled anew in each epoch."""
+        """Return the loader of the training rows, shuffled or drawn anew in each epoch."""
+        return self._loader(self._training_rows(), shuffle=True)
+
+    def _training_rows(self) -> Any:
         rows = self.rows("train")
         if rows is None or not len(rows):
             raise ValueError(
                 "There is no row to train on. Bring more rows, or lower `val_fraction` and `test_fraction`."
             )
-        return self._loader(rows, shuffle=True)
+        return rows
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Return the loader of the validation rows, or no loader if ``val_fraction`` is 0."""
@@ -167,7 +196,7 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         return DataLoader(
             rows,
             batch_size=self.batch_size,
-            sampler=EpochShuffle(rows, self.seed) if shuffle else self._one_for_each_rank(rows),
+            sampler=self._order(rows) if shuffle else self._one_for_each_rank(rows),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -175,6 +204,12 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
             # Without a generator of its own, each pass over a loader draws a number from the global random state.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _order(self, rows: TensorRows) -> Sampler[Any]:
+        if self.positive_share is None:
+            return EpochShuffle(rows, self.seed)
+        chances = draw_chances(rows.columns["target"], self.positive_share)  # type: ignore[arg-type]
+        return BalancedDraw(rows, chances, self.seed, *place(self.trainer))
 
     def _one_for_each_rank(self, rows: TensorRows) -> Sampler[Any] | None:
         """Return a sampler that gives every rank a row to predict where there are fewer rows than ranks.
@@ -187,6 +222,25 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         if ranks is None or not 0 < len(rows) < ranks["num_replicas"]:
             return None
         return DistributedSampler(rows, shuffle=False, **ranks)
+
+
+def place(trainer: Any) -> tuple[int, int]:
+    """Return the rank of this process and the number of ranks."""
+    if trainer is not None:
+        return trainer.global_rank, trainer.world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _share(value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`positive_share` is {value!r}, a {type(value).__name__}: a number in (0, 1) was expected.")
+    if not 0 < value < 1:
+        raise ValueError(f"`positive_share` is {value}: it must lie in (0, 1). For a balanced draw give 0.5.")
+    return float(value)
 
 
 def whole(name: str, value: int, *, least: int) -> int:

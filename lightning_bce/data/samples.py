@@ -28,6 +28,8 @@ class DigitsDataModule(BinaryDataModule):
         seed: Decides the split and the order of the training rows.
         val_fraction: Share of the rows to validate on, in [0, 1).
         test_fraction: Share of the rows to test on, in [0, 1).
+        positive_share: Share of positives among the rows that an epoch draws, in (0, 1); 0.5 is a balanced draw. None
+            takes each row once. See :class:`BinaryDataModule`.
 
     Raises:
         ValueError: If ``digit`` is not a digit.
@@ -49,6 +51,7 @@ class DigitsDataModule(BinaryDataModule):
         seed: int = 0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
+        positive_share: float | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -56,6 +59,7 @@ class DigitsDataModule(BinaryDataModule):
             seed=seed,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
+            positive_share=positive_share,
         )
         if digit is not None and digit not in range(10):
             raise ValueError(f"`digit` is {digit!r}: it must be a whole number from 0 to 9, or None for all ten.")
@@ -116,6 +120,8 @@ class BreastCancerDataModule(BinaryDataModule):
         seed: Decides the split and the order of the training rows.
         val_fraction: Share of the rows to validate on, in [0, 1).
         test_fraction: Share of the rows to test on, in [0, 1).
+        positive_share: Share of positives among the rows that an epoch draws, in (0, 1); 0.5 is a balanced draw. None
+            takes each row once. See :class:`BinaryDataModule`.
 
     Raises:
         ImportError: If scikit-learn is not installed.
@@ -135,6 +141,7 @@ class BreastCancerDataModule(BinaryDataModule):
         seed: int = 0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.2,
+        positive_share: float | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -142,6 +149,7 @@ class BreastCancerDataModule(BinaryDataModule):
             seed=seed,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
+            positive_share=positive_share,
         )
         self.save_hyperparameters()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lightning_bce.data.cells import canonical, listed, words
 from lightning_bce.data.columns import Columns, find_columns
@@ -20,6 +21,7 @@ from lightning_bce.data.row_groups import Kind, ParquetSource
 from lightning_bce.data.row_plan import RowSplit
 from lightning_bce.data.running_fit import RunningFit
 from lightning_bce.data.splits import Rows, warn_about_counts
+from lightning_bce.losses import LabelCounts
 
 if TYPE_CHECKING:
     import polars
@@ -38,6 +40,7 @@ class Learnt:
         weight_column: The column of weights, or None.
         label_words: The words that labels say, with ``positive``.
         fingerprint: Of the training files.
+        label_counts: Of the training rows, in plain numbers; None in checkpoints that were written without.
     """
 
     preprocessor: TablePreprocessor
@@ -48,6 +51,7 @@ class Learnt:
     weight_column: str | None
     label_words: list[str]
     fingerprint: Fingerprint
+    label_counts: dict[str, Any] | None = None
 
 
 def learn(
@@ -97,6 +101,7 @@ def learn(
     asked = None if positive is None else asked_for(positive)
     labels: Counter[str] = Counter()
     sides = _Sides(split)
+    counts: list[LabelCounts] = []
     for number, group in enumerate(source.groups):
         table = source.read(number, [*features, *targets, *weighed])
         train = split.rows("train", number, group.rows)
@@ -108,8 +113,13 @@ def learn(
             )
             if missing_targets == "error":
                 refuse_unknown(target_values, targets, np.arange(group.rows))
-            for name in weighed:
-                weights(table[name], np.arange(group.rows))  # now, and not in the middle of an epoch
+            # Weights are looked at now, and not in the middle of an epoch.
+            row_weight = next((weights(table[name], np.arange(group.rows)) for name in weighed), None)
+            counts.append(
+                LabelCounts.of(
+                    torch.from_numpy(target_values[train]), None if row_weight is None else row_weight[train]
+                )
+            )
             fit.add(table.select(list(features))[train], train.tolist())
         except ValueError as error:
             raise ValueError(f"{group}: {error}") from error
@@ -133,6 +143,7 @@ def learn(
         next(iter(weighed), None),
         sorted(labels),
         source.fingerprint,
+        sum(counts[1:], counts[0]).plain(),
     )
 
 

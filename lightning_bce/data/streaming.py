@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-
-from lightning_bce.data.base import BinaryDataModule, Loader, Part, whole
+from lightning_bce.data.base import BinaryDataModule, Loader, Part, place, whole
 from lightning_bce.data.cells import MISSING, listed
 from lightning_bce.data.columns import find_columns
 from lightning_bce.data.preprocessing import TablePreprocessor
@@ -18,6 +16,7 @@ from lightning_bce.data.row_plan import RowSplit, batch_sizes
 from lightning_bce.data.stream_learning import Learnt, learn
 from lightning_bce.data.stream_loader import BlockReader, StreamLoader
 from lightning_bce.data.tensors import TensorRows
+from lightning_bce.losses import LabelCounts
 
 
 class ParquetStreamDataModule(BinaryDataModule):
@@ -68,6 +67,7 @@ class ParquetStreamDataModule(BinaryDataModule):
         missing_targets: What to do with an unknown label: "error" refuses, "ignore" makes the target NaN.
         val_fraction: Share of the rows of ``path`` to validate on, in [0, 1). None is 0.15 without ``val_path``.
         test_fraction: Share of the rows of ``path`` to test on, in [0, 1). None is 0.2 without ``test_path``.
+        positive_share: None. Rows are read as they lie in the files, so that none can be drawn by its label.
         seed: Decides the parts and the order of the training rows.
         shuffle_mib: MiB of features that are in memory and shuffled together, at least 1.
         batch_size: Rows in a batch, at least 1.
@@ -106,6 +106,7 @@ class ParquetStreamDataModule(BinaryDataModule):
         missing_targets: Literal["error", "ignore"] = "error",
         val_fraction: float | None = None,
         test_fraction: float | None = None,
+        positive_share: None = None,
         seed: int = 0,
         shuffle_mib: int = 32,
         batch_size: int = 256,
@@ -124,6 +125,12 @@ class ParquetStreamDataModule(BinaryDataModule):
             val_fraction=0.0 if val_path is not None else 0.15 if val_fraction is None else val_fraction,
             test_fraction=0.0 if test_path is not None else 0.2 if test_fraction is None else test_fraction,
         )
+        if positive_share is not None:
+            raise ValueError(
+                f"`positive_share` is {positive_share}, and a stream cannot draw rows by their labels: they are read "
+                "as they lie in the files, each once. Weigh the positives instead, `pos_weight: auto` of the loss, or "
+                "use TableDataModule where the rows fit into memory."
+            )
         if missing_targets not in ("error", "ignore"):
             raise ValueError(
                 f'`missing_targets` is {missing_targets!r}: it must be "error" or "ignore". Rows cannot be dropped '
@@ -187,6 +194,11 @@ class ParquetStreamDataModule(BinaryDataModule):
         batches = list(StreamLoader(reader, batch_size=max(sum(reader.sizes()), 1), rows_in_block=self._rows_in_block))
         return TensorRows(batches[0])
 
+    def label_counts(self) -> LabelCounts:
+        """Return the counts of the training labels, with the weights of the rows, from the pass that learns."""
+        counts = self._known().label_counts
+        return super().label_counts() if counts is None else LabelCounts.from_plain(counts)
+
     def train_dataloader(self) -> Loader:
         """Return the loader of the training rows, shuffled anew in each epoch."""
         reader = self._reader("train")
@@ -204,7 +216,7 @@ class ParquetStreamDataModule(BinaryDataModule):
         return max(1, self.shuffle_mib * 2**20 // (4 * self.num_features))
 
     def _stream(self, reader: BlockReader, seed: int | None) -> StreamLoader:
-        rank, ranks = _place(self.trainer)
+        rank, ranks = place(self.trainer)
         rows = sum(reader.sizes())
         lengths = {len(batch_sizes(rows, self.batch_size, r, ranks)) for r in range(ranks)}
         if rows < ranks or (seed is not None and len(lengths) > 1):
@@ -339,12 +351,3 @@ class ParquetStreamDataModule(BinaryDataModule):
                 "more rows, or give this part a larger fraction, or 0 to do without it."
             )
         return reader
-
-
-def _place(trainer: Any) -> tuple[int, int]:
-    """Return the rank of this process and the number of ranks."""
-    if trainer is not None:
-        return trainer.global_rank, trainer.world_size
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

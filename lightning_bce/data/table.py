@@ -83,6 +83,8 @@ class TableDataModule(BinaryDataModule):
             leaves the row out.
         val_fraction: Share of the rows to validate on, in [0, 1). With 0 there is no validation loader.
         test_fraction: Share of the rows to test on, in [0, 1). None is 0.2 without ``test_path``.
+        positive_share: Share of positives among the rows that an epoch draws, in (0, 1); 0.5 is a balanced draw. None
+            takes each row once. See :class:`BinaryDataModule`.
         seed: Decides the split and the order of the training rows.
         batch_size: Rows in a batch, at least 1.
         num_workers: Processes that load batches; 0 loads in the main process, which is fast enough.
@@ -123,6 +125,7 @@ class TableDataModule(BinaryDataModule):
         missing_targets: MissingTargets = "error",
         val_fraction: float = 0.15,
         test_fraction: float | None = None,
+        positive_share: float | None = None,
         seed: int = 0,
         batch_size: int = 256,
         num_workers: int = 0,
@@ -138,6 +141,7 @@ class TableDataModule(BinaryDataModule):
             seed=seed,
             val_fraction=val_fraction,
             test_fraction=0.0 if test_path is not None else 0.2 if test_fraction is None else test_fraction,
+            positive_share=positive_share,
         )
         if missing_targets not in get_args(MissingTargets):
             raise ValueError(f'`missing_targets` is {missing_targets!r}: it must be "error", "ignore" or "drop".')
@@ -236,6 +240,7 @@ class TableDataModule(BinaryDataModule):
         preprocessor.load_state_dict(state_dict["preprocessor"])
         self._learnt = _Learnt(**{**state_dict, "preprocessor": preprocessor})
         self._ready.clear()
+        self._counts = None
         if self._training is not None:
             self._compare(self._training.table.columns)
 

@@ -230,6 +230,14 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         """
         return type(self).context is not BinaryLoss.context
 
+    @property
+    def log_odds_shift(self) -> Tensor | None:
+        """By how much the logit of the smallest expected loss lies above the log-odds, a number or (C,).
+
+        0 for a proper loss. None where it is no shift, as for a focal loss, or is not known.
+        """
+        return None
+
     def num_rows(self, num_labels: int) -> int:
         """Return how many rows :meth:`sums` has: one for each label, unless the loss has no form by label."""
         return num_labels
@@ -300,9 +308,10 @@ class BinaryLoss(Recorded, nn.Module, ABC):
 
     def _take(self, name: str, value: Any, counts: LabelCounts) -> None:
         """Put a resolved argument where the formula reads it."""
-        waiting = self._buffers.pop(f"_{name}", None)  # of `_number`: it has moved with the module
+        waiting = self._buffers.get(
+            f"_{name}"
+        )  # of `_number`; it stays, because DDP counts on a buffer that it has seen
         if waiting is not None:
-            self._non_persistent_buffers_set.discard(f"_{name}")
             del self.__dict__[name]
             if not isinstance(value, list):
                 setattr(self, name, value)

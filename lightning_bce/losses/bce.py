@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss, check_constant, per_label
@@ -95,6 +96,14 @@ class BCEWithLogitsLoss(BinaryLoss):
     def negatives(self, logits: Tensor) -> Tensor:
         """Return the cross-entropy of a negative, on which ``pos_weight`` has no say."""
         return first_order(full_precision(logits)).softplus
+
+    @property
+    def log_odds_shift(self) -> Tensor | None:
+        """The logarithm of ``pos_weight``, by label; 0 without."""
+        if self.pos_weight is None:
+            return torch.zeros(())
+        weight = self.pos_weight
+        return (weight.reshape(()) if weight.numel() == 1 else weight.flatten()).clamp(min=1e-6).log()
 
     def _take(self, name: str, value: Any, counts: LabelCounts) -> None:
         super()._take(name, value, counts)

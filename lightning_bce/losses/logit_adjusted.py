@@ -85,6 +85,11 @@ class LogitAdjustedLoss(BinaryLoss):
         self._constant("prior", prior, prior_rule)
         self.tau = tau
 
+    @property
+    def log_odds_shift(self) -> Tensor | None:
+        """Minus ``tau`` times the logit of the prior."""
+        return -self.tau * torch.logit(self.prior)
+
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`logit_adjusted_bce`."""
         return logit_adjusted_bce(logits, target, prior=self.prior, tau=self.tau)
