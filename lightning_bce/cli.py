@@ -22,13 +22,14 @@ import lightning.pytorch as pl
 import lightning.pytorch.loggers as _loggers
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 import lightning_bce.data as _data
+import lightning_bce.recipe as recipe
 from lightning_bce._version import __version__
 from lightning_bce.callbacks import (
     ExactResume,
@@ -133,8 +134,12 @@ class BinaryCLI(LightningCLI):
             except ValueError as error:
                 _refuse(str(error))
         self._stated = _stated(self._given)
+        self._fresh = self._given[:1] == ["fit"] and not _names_checkpoint(self._given)
+        if self._fresh and "data" not in self._stated and "data.path" in self._stated:
+            self._given.insert(1, "--data=TableDataModule")
         self._classifier = model_class
         self._checkpoint: dict[str, Any] | None = None
+        self._stopping: EarlyStopping | None = None
         self._changes: dict[str, Any] = {}
         self._optimizer_changes: dict[str, Any] = {}
         super().__init__(
@@ -147,7 +152,7 @@ class BinaryCLI(LightningCLI):
             save_config_kwargs={"overwrite": True, "command": ["lightning-bce", *self._given]},
             parser_class=Parser,
             parser_kwargs={"prog": "lightning-bce", "version": __version__, "description": __doc__},
-            trainer_defaults={"max_epochs": 20, "log_every_n_steps": 10, "default_root_dir": "runs"},
+            trainer_defaults={"max_epochs": recipe.EPOCHS, "log_every_n_steps": 10, "default_root_dir": "runs"},
             args=self._given,
         )
 
@@ -173,9 +178,13 @@ class BinaryCLI(LightningCLI):
             {
                 "model.model": {"class_path": "lightning_bce.TabularMLP"},
                 "model.loss": {"class_path": "lightning_bce.BCEWithLogitsLoss"},
-                "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+                "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": recipe.LEARNING_RATE}},
             }
         )
+        if self._fresh and any(action.dest == "model.prior_bias" for action in parser._actions):
+            parser.set_defaults({"model.prior_bias": "auto"})
+        if self._fresh and not self._stated & {"model.lr_scheduler", "model.optimizer"}:
+            parser.set_defaults({"model.lr_scheduler": recipe.SCHEDULER})
         for target, attribute, default in (
             ("model.num_labels", "num_labels", 1),
             ("model.class_names", "class_names", None),
@@ -204,6 +213,8 @@ class BinaryCLI(LightningCLI):
             if path is None and self.config["subcommand"] != "fit":
                 parser.error(f"--ckpt_path is missing: {self.config['subcommand']} needs a trained model.")
         if path is None:
+            if self._fresh and "model.lr_scheduler" not in self._stated and not _validates(self.config["fit"]):
+                self.config["fit"]["model"]["lr_scheduler"] = None  # the recipe's looks at the validation loss
             return
         self._checkpoint = _read_checkpoint(path, parser)
         subcommand, given = self._given[0], self._given[1:]
@@ -220,7 +231,8 @@ class BinaryCLI(LightningCLI):
 
     def _go_on_with(self, differences: Sequence[tuple[str, Any, Any]]) -> None:
         """Say what a resumed run has otherwise than its checkpoint, and refuse what would have no effect."""
-        scheduled = (self._checkpoint or {}).get("lr_schedulers")
+        # ReduceLROnPlateau lowers the rate that there is; the others know what it was at first, and go by that.
+        scheduled = any("base_lrs" in state for state in (self._checkpoint or {}).get("lr_schedulers") or [])
         for name, before, now in differences:
             change = f"{name} {_short(now)}; the checkpoint has {_short(before)}"
             _, part, *argument = name.split(".")
@@ -300,13 +312,16 @@ class BinaryCLI(LightningCLI):
             kwargs["logger"] = False
         elif given.get("logger") in (None, True):
             kwargs["logger"] = _loggers_in(Path(given["default_root_dir"] or "."))
-        callbacks = given.get("callbacks") or []
-        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        callbacks = _as_list(given.get("callbacks"))
         kinds: list[type[pl.Callback]] = [] if subcommand == "predict" else [PerClassLossMonitor, RunRecorder]
         kinds += [ExactResume, FiniteGuard] if subcommand == "fit" else []
         extra = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in callbacks)]
         if subcommand == "fit" and shows_a_table(given, callbacks):
             extra.append(LiveLossTable())
+        if subcommand == "fit":
+            if _validates(self.config["fit"]) and not any(isinstance(c, EarlyStopping) for c in callbacks):
+                self._stopping = recipe.early_stopping()
+                extra.append(self._stopping)
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
         if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             extra += self._checkpoint_callbacks()
@@ -327,6 +342,42 @@ class BinaryCLI(LightningCLI):
             ModelCheckpoint(monitor="val_loss", filename="best", enable_version_counter=False),
             ModelCheckpoint(filename="last", enable_version_counter=False),
         ]
+
+    def before_fit(self) -> None:
+        """Say what was decided where nothing was said."""
+        choices = list(self._choices()) if self._fresh and self.trainer.is_global_zero else []
+        if choices:
+            print(recipe.shown(choices))
+
+    def _choices(self) -> Iterator[recipe.Choice]:
+        config, stated = self.config["fit"], self._stated
+        model = config["model"]
+        counts = self.datamodule.label_counts() if isinstance(self.datamodule, _data.BinaryDataModule) else None
+        if not any(name == "data" or name.startswith("data.class") for name in stated):
+            yield recipe.Choice("data", "TableDataModule", "--data.path is given")
+        if "model.loss" not in stated:
+            why = "proper: its probabilities are right, and a threshold does what weights would"
+            yield recipe.Choice("model.loss", recipe.short_name(model["loss"]["class_path"]), why)
+        if not stated & {"model.model", "model.model.hidden"}:
+            why = "wider and narrower was better on some tables and worse on others"
+            yield recipe.Choice("model.model.hidden", str(list(model["model"]["init_args"]["hidden"])), why)
+        if "model.prior_bias" not in stated and model.get("prior_bias"):
+            rates = [] if counts is None else [f"{rate:.2%}" for rate in counts.prior.tolist()[:3]]
+            seen = f": positives {', '.join(rates)}{', ...' if counts is not None and counts.num_labels > 3 else ''}"
+            why = f"the first loss is the entropy of the labels{seen if rates else ''}"
+            yield recipe.Choice("model.prior_bias", str(model["prior_bias"]), why)
+        if not any(name.startswith("model.optimizer") for name in stated):
+            value = f"{recipe.short_name(model['optimizer']['class_path'])}, lr {recipe.LEARNING_RATE}"
+            yield recipe.Choice("model.optimizer", value, "higher rates were better on some tables and worse on others")
+        if "model.lr_scheduler" not in stated and model.get("lr_scheduler"):
+            arguments = model["lr_scheduler"]["init_args"]
+            why = f"rate x {arguments['factor']} after {arguments['patience']} epochs without a better val_loss"
+            yield recipe.Choice("model.lr_scheduler", "ReduceLROnPlateau", why)
+        if "trainer.max_epochs" not in stated:
+            yield recipe.Choice("trainer.max_epochs", str(recipe.EPOCHS), "at most")
+        if self._stopping is not None:
+            why = f"after {self._stopping.patience} epochs without a better val_loss; best.ckpt is the best"
+            yield recipe.Choice("trainer.callbacks", "EarlyStopping", why)
 
     def after_fit(self) -> None:
         """Test the best checkpoint and say where everything is."""
@@ -418,6 +469,21 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
             raise
 
 
+def _as_list(callbacks: Any) -> list[Any]:
+    callbacks = callbacks or []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def _validates(config: Any) -> bool:
+    """Return whether a configuration has something to validate on."""
+    data = load_class(config["data"]["class_path"], pl.LightningDataModule)
+    arguments = config["data"].get("init_args") or {}
+    own = issubclass(data, _data.BinaryDataModule)
+    there = own or data.val_dataloader is not pl.LightningDataModule.val_dataloader
+    empty = arguments.get("val_fraction") == 0 and arguments.get("val_path") is None
+    return there and not empty and config["trainer"].get("limit_val_batches") != 0
+
+
 def _stated(arguments: Sequence[str]) -> set[str]:
     """Return the dotted names of all that flags and YAML files say, without "init_args"."""
     stated: set[str] = set()
@@ -433,6 +499,16 @@ def _stated(arguments: Sequence[str]) -> set[str]:
         with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says it better
             walk(yaml.safe_load(Path(path).read_text(encoding="utf-8")), "")
     return stated
+
+
+def _names_checkpoint(arguments: Sequence[str]) -> bool:
+    """Return whether flags or YAML files name a checkpoint to go on with."""
+    named = _value_of("--ckpt_path", arguments)
+    for path in _configurations(arguments):
+        # What is wrong the parser says better.
+        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+            named = named or yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("ckpt_path")
+    return bool(named)
 
 
 def _configurations(arguments: Sequence[str]) -> Iterator[str]:

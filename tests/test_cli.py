@@ -467,3 +467,69 @@ def test_a_live_table_is_shown_where_a_terminal_has_a_rich_bar(monkeypatch):
     assert not shows_a_table({}, [TQDMProgressBar()]) and not shows_a_table({}, [LiveLossTable()])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     assert not shows_a_table({}, [])
+
+
+# -- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def recipe(shown: str) -> dict[str, str]:
+    """Return the lines of the recipe by flag."""
+    lines = shown.partition("The recipe")[2].splitlines()[1:]
+    return dict(re.findall(r"  --(\S+)  +(.*)", "\n".join(lines)))
+
+
+def test_a_path_alone_is_trained_by_the_recipe_which_says_what_it_decided(capsys):
+    checkpoint = fit("--data.path=table.csv", "--data.positive=yes")
+    said = recipe(capsys.readouterr().out)
+    assert list(said) == [
+        "data",
+        "model.loss",
+        "model.model.hidden",
+        "model.prior_bias",
+        "model.optimizer",
+        "model.lr_scheduler",
+        "trainer.callbacks",
+    ]
+    content = torch.load(checkpoint, weights_only=True)
+    rows = content["label_counts"]
+    assert f"{rows['positives'][0] / rows['known'][0]:.2%}" in said["model.prior_bias"]
+    assert content["hyper_parameters"]["lr_scheduler"]["class_path"].endswith("ReduceLROnPlateau")
+    assert any(name.startswith("EarlyStopping") for name in content["callbacks"])
+
+
+def test_every_part_of_the_recipe_gives_way_to_a_flag(capsys):
+    checkpoint = fit(
+        *TABLE,
+        "--model.loss=FocalLoss",
+        "--model.model.hidden=[7]",
+        "--model.prior_bias=false",
+        "--model.optimizer.lr=0.05",
+        "--model.lr_scheduler=null",
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val_AUROC",
+    )
+    assert recipe(capsys.readouterr().out) == {}
+    content = torch.load(checkpoint, weights_only=True)
+    assert "label_counts" not in content and not content["lr_schedulers"]
+    assert content["hyper_parameters"]["optimizer"]["init_args"]["lr"] == 0.05
+    assert sum(name.startswith("EarlyStopping") for name in content["callbacks"]) == 1
+
+
+def test_without_validation_rows_nothing_of_the_recipe_looks_at_them(capsys):
+    main(["fit", *TABLE, "--data.val_fraction=0", "--trainer.limit_val_batches=0", *QUIET, "--trainer.max_epochs=1"])
+    assert not {"model.lr_scheduler", "trainer.callbacks"} & set(recipe(capsys.readouterr().out))
+
+
+def test_labels_decide_the_weights_of_a_loss_and_the_checkpoint_predicts_without_them(capsys):
+    flags = ["--model.loss.pos_weight=auto", "--data.positive_share=0.5"]
+    checkpoint = fit(*TABLE, "--model.loss.pos_weight={rule: ratio, power: 0.5, cap: 2}")
+    shown = max(Path("runs").glob("**/hparams.yaml")).read_text()
+    weight = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["loss"]["init_args"]["pos_weight"]
+    assert weight == 2.0 and "pos_weight: 2.0" in shown
+    Path("new.csv").write_text(Path("table.csv").read_text())
+    Path("table.csv").unlink()
+    main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_path=new.csv", *QUIET])
+    assert len(predictions()) == 257
+    Path("table.csv").write_text(Path("new.csv").read_text())
+    loss = BinaryClassifier.load_from_checkpoint(fit(*TABLE, *flags)).loss
+    assert loss.pos_weight.item() == pytest.approx(1, abs=0.02)  # the draw is balanced already

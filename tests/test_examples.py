@@ -172,3 +172,16 @@ def test_the_comparison_as_yaml_compares(capsys):
         main(["compare", config, "--seeds=2", "--max_epochs=1", "--jobs=1", "--markdown"])
     assert not stopped.value.code
     assert capsys.readouterr().out.startswith("| loss | breast cancer | digit 8 | mean rank |")
+
+
+def test_the_recipe_is_compared_with_scikit_learn_on_the_same_rows(example, capsys):
+    module = example("against_sklearn")
+    found = module.main([], splits=1, draws=50)
+    assert "average precision on 114 test rows, 42 of them positive" in (shown := capsys.readouterr().out)
+    for name, (ahead, low, high) in found.items():
+        assert name in shown and low <= ahead <= high
+        assert low < 0.01 and high > -0.05  # nobody is far ahead on this table
+    with torch.no_grad():  # the difference is that of the scores, and its sign the recipe's
+        split = {"target": torch.tensor([0.0, 1.0, 0.0, 1.0] * 9).numpy(), "other": torch.zeros(36).numpy()}
+        better = {**split, module.OURS: split["target"]}
+    assert module.difference([better], "other", draws=20)[0] == pytest.approx(0.5)

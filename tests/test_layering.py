@@ -29,6 +29,7 @@ FLOORS = {
     "models": 2,
     "data": 2,
     "plotting": 2,
+    "recipe": 2,
     "priors": 2,
     "safe_yaml": 0,
     "suggest": 2,
