@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from lightning_bce.checkpoints import check_finite, check_whole, trusted
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
-from lightning_bce.decision import Decision
+from lightning_bce.decision import Decision, prior_shift
 from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable
 from lightning_bce.heads import MultiLabelHead, SparseTarget
@@ -114,6 +114,12 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             not when a checkpoint is trained on. The default leaves the model as it came, because it may be trained
             already; the command takes "auto". A loss that is minimised elsewhere by a known shift (a ``pos_weight``,
             ``LogitAdjustedLoss``) starts there; focal and other losses start at the log-odds, below their optimum.
+        deployment_prior: Frequency of the positives where predictions are used, in (0, 1), one for all labels or one
+            for each, if it is not that of the training labels. Probabilities of prediction and :meth:`exportable` are
+            moved by Bayes' rule, after the calibration: see :func:`prior_shift`; validation and test, whose rows have
+            the rate of the training, are not. Thresholds stay: those for costs are still right, those that were tuned
+            for F1 or a precision hold for the rate that they were tuned at. The shift takes probabilities for those of
+            the training data; where a loss distorts them, calibrate. ``load_from_checkpoint`` takes it too.
 
     Raises:
         ValueError: If an option is out of range or has no effect.
@@ -143,10 +149,11 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         head: MultiLabelHead | None = None,
         top_k: int | None = None,
         prior_bias: bool | str = False,
+        deployment_prior: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.head = _head(head)
-        _check_head(self.head, loss, num_labels, threshold, top_k)
+        _check_head(self.head, loss, num_labels, threshold, top_k, prior_bias, deployment_prior)
         if num_labels < 1:
             raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
         if lr_scheduler_interval not in ("epoch", "step"):
@@ -187,6 +194,9 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self._window = Window()
         self._warned_of_cuts = False
         self.prior_bias = prior_bias
+        self.deployment_prior = deployment_prior
+        if deployment_prior is not None:  # refused now if it cannot be, and not after training
+            self.decision.set_shift(self._shift(LabelCounts([1.0] * num_labels, [1.0] * num_labels)))
         self.label_counts: LabelCounts | None = None
         self._loss_counts: LabelCounts | None = None
         self._untrained = True
@@ -469,9 +479,29 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         if seen is not None:
             self._drawn = (torch.logit(seen.prior) - torch.logit(self._counts().prior)).float().to(self.device)
         self._resolve(seen)
-        if self.prior_bias and self._untrained:
+        if self.deployment_prior is not None:
+            self.decision.set_shift(self._shift(self._counts()))
+        if self.prior_bias and self._untrained and self.head is None:  # which has a prior of its own
             self._start_at_the_prior()
         self._untrained = False
+
+    def _shift(self, counts: LabelCounts | None) -> Tensor:
+        """Return what takes log-odds from the rate of the training labels to that of the deployment."""
+        if self.deployment_prior is None:
+            return torch.zeros(self.num_labels)
+        if counts is None:
+            raise ValueError(
+                f"`deployment_prior` is {self.deployment_prior}, and the checkpoint does not say how many positives "
+                "the model was trained with. Load it without, and use `classifier.decision.set_shift(prior_shift("
+                "training_prior, deployment_prior))`; a training with `deployment_prior` or `prior_bias` counts them."
+            )
+        numbers = torch.as_tensor(self.deployment_prior)
+        if numbers.ndim > 1 or numbers.numel() not in (1, self.num_labels):
+            raise ValueError(
+                f"`deployment_prior` is {self.deployment_prior}; one number, or one for each of {self.num_labels} "
+                "label(s), was expected."
+            )
+        return prior_shift(counts.prior, numbers).float()
 
     def _resolve(self, drawn: LabelCounts | None) -> None:
         """Fill in what the loss leaves to the training data, as they are drawn."""
@@ -756,6 +786,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         found = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         if "threshold" in kwargs:
             found.decision.keep_given()
+        if "deployment_prior" in kwargs:
+            found.decision.keep_shift(found._shift(found.label_counts))
         return found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -863,7 +895,15 @@ def _head(head: Any) -> MultiLabelHead | None:
     raise TypeError(f"`head` is {type(head).__name__}; a MultiLabelHead was expected.")
 
 
-def _check_head(head: MultiLabelHead | None, loss: Any, num_labels: int, threshold: Any, top_k: int | None) -> None:
+def _check_head(
+    head: MultiLabelHead | None,
+    loss: Any,
+    num_labels: int,
+    threshold: Any,
+    top_k: int | None,
+    prior_bias: bool | str,
+    deployment_prior: Any,
+) -> None:
     """Refuse options that a head has itself, or that have no effect with or without one."""
     if head is None:
         if top_k is not None:
@@ -875,6 +915,10 @@ def _check_head(head: MultiLabelHead | None, loss: Any, num_labels: int, thresho
         raise ValueError(f"`num_labels` is {num_labels}, and the head has {head.num_labels} labels. Leave it out.")
     if threshold != 0.5:
         raise ValueError("`threshold` has no effect with a `head`, which predicts the most probable labels.")
+    if prior_bias not in (False, "auto"):
+        raise ValueError(f"`prior_bias` is {prior_bias!r}, and a `head` has the last bias: give it its `prior`.")
+    if deployment_prior is not None:
+        raise ValueError("`deployment_prior` has no effect with a `head`, which predicts the most probable labels.")
     if top_k is not None and not 1 <= top_k <= head.num_labels:
         raise ValueError(f"`top_k` is {top_k}; from 1 to the head's {head.num_labels} labels were expected.")
 

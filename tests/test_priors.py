@@ -25,6 +25,7 @@ from lightning_bce import (
     FocalLoss,
     LabelCounts,
     LogitAdjustedLoss,
+    MultiLabelHead,
     SmallConvNet,
     TabularMLP,
 )
@@ -322,6 +323,19 @@ class Hidden(nn.Module):
 def test_a_bias_that_cannot_be_set_is_refused_with_what_there_is(model, prior_bias, message):
     with pytest.raises(ValueError, match=message):
         trainer().fit(BinaryClassifier(model, prior_bias=prior_bias), one_percent())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MultiLabelHead(5, 7, BCEWithLogitsLoss(pos_weight="auto")), r"pos_weight waits.*loss.resolve"),
+        (lambda: BinaryClassifier(nn.Identity(), head=MultiLabelHead(5, 7), prior_bias=True), "give it its `prior`"),
+        (lambda: BinaryClassifier(nn.Identity(), head=MultiLabelHead(5, 7), deployment_prior=0.1), "no effect with a"),
+    ],
+)
+def test_a_head_has_a_prior_of_its_own(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_model_without_such_a_layer_trains_with_auto():

@@ -95,6 +95,10 @@ def reason_against(loss: Any, num_labels: int) -> str | None:
         return f"it is {type(loss).__name__}, and a BinaryLoss was expected"
     if loss.reduction == "none":
         return "its reduction is 'none', and the losses of the elements never exist together"
+    if loss.unresolved:
+        return (
+            f"its {', '.join(loss.unresolved)} waits for counts of the training data; call `loss.resolve(counts)` first"
+        )
     if isinstance(loss, CombinedLoss):
         return _reason_against_terms(loss, num_labels)
     if not loss.per_element:
