@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import lightning.pytorch.loggers as _loggers
@@ -38,11 +38,14 @@ from lightning_bce.callbacks import (
     NotFiniteError,
     PerClassLossMonitor,
     PredictionWriter,
+    ProbabilityCalibrator,
     RunRecorder,
+    ThresholdTuner,
 )
 from lightning_bce.callbacks.label_names import of_single_label
 from lightning_bce.checkpoints import AtomicCheckpointIO, DamagedCheckpointError, check_whole
 from lightning_bce.classifier import BinaryClassifier
+from lightning_bce.losses import LabelCounts
 from lightning_bce.plot_command import plot
 from lightning_bce.provenance import write_provenance
 from lightning_bce.report.command import report
@@ -140,6 +143,7 @@ class BinaryCLI(LightningCLI):
         self._classifier = model_class
         self._checkpoint: dict[str, Any] | None = None
         self._stopping: EarlyStopping | None = None
+        self._deciding: list[pl.Callback] = []
         self._changes: dict[str, Any] = {}
         self._optimizer_changes: dict[str, Any] = {}
         super().__init__(
@@ -163,6 +167,13 @@ class BinaryCLI(LightningCLI):
         if subcommand == "fit":
             parser.add_argument(
                 "--test_after_fit", type=bool, default=True, help="Whether to test the best checkpoint after training."
+            )
+            parser.add_argument(
+                "--decide",
+                type=Literal["auto", "both", "calibration", "threshold", "nothing"],
+                default="auto",
+                help="What to fit on the validation rows. auto is the threshold unless you give one, and the "
+                "calibration unless the loss needs none and the rows are few.",
             )
         if subcommand in ("test", "validate"):
             parser.set_defaults({"verbose": False})  # Lightning's table has a row for every label; ours stands apart
@@ -322,6 +333,8 @@ class BinaryCLI(LightningCLI):
             if _validates(self.config["fit"]) and not any(isinstance(c, EarlyStopping) for c in callbacks):
                 self._stopping = recipe.early_stopping()
                 extra.append(self._stopping)
+            self._deciding = self._decides(callbacks)
+            extra += self._deciding
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
         if subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             extra += self._checkpoint_callbacks()
@@ -331,6 +344,35 @@ class BinaryCLI(LightningCLI):
             extra.append(_OptimizerChanges(self._optimizer_changes))
         kwargs["plugins"] = _with_whole_checkpoints(given)
         return super().instantiate_trainer(**kwargs, callbacks=[*callbacks, *extra])
+
+    def _decides(self, given: Sequence[Any]) -> list[pl.Callback]:
+        """Return what finds calibration and thresholds, as far as it is wanted and not configured."""
+        # Of data of other people nobody knows whether they validate on rows that they train on.
+        ours = isinstance(self.datamodule, _data.BinaryDataModule) and _validates(self.config["fit"])
+        ours = ours and not self.config["fit"]["model"].get("head")  # with one nothing is decided about single labels
+        if not ours:
+            return []
+        if self.config["fit"]["decide"] == "auto":
+            parts = {"threshold": "model.threshold" not in self._stated, "calibration": self._wants_calibration()}
+            chosen = [part for part, wanted in parts.items() if wanted] or ["nothing"]
+            self.config["fit"]["decide"] = "both" if len(chosen) == 2 else chosen[0]  # and so it is saved
+        wanted = self.config["fit"]["decide"]
+        bins = 4096 if isinstance(self.datamodule, _data.ParquetStreamDataModule) else None  # larger than memory
+        made: list[pl.Callback] = []
+        if wanted in ("both", "calibration") and not any(isinstance(c, ProbabilityCalibrator) for c in given):
+            made.append(ProbabilityCalibrator(bins=bins))
+        if wanted in ("both", "threshold") and not any(isinstance(c, ThresholdTuner) for c in given):
+            made.append(ThresholdTuner(bins=bins))
+        return made
+
+    def _wants_calibration(self) -> bool:
+        shift = self.model.loss.log_odds_shift
+        proper = shift is not None and bool((shift == 0).all())
+        if not proper or isinstance(self.datamodule, _data.ParquetStreamDataModule):
+            return True
+        counts = LabelCounts.of(self.datamodule.rows("val").columns["target"])
+        fewest = torch.minimum(counts.positives.sum(), (counts.total - counts.positives).sum()).item()
+        return fewest >= recipe.FEWEST_TO_CALIBRATE
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         """Return what writes names that a script can rely on: best.ckpt and, to go on from, last.ckpt."""
@@ -378,6 +420,13 @@ class BinaryCLI(LightningCLI):
         if self._stopping is not None:
             why = f"after {self._stopping.patience} epochs without a better val_loss; best.ckpt is the best"
             yield recipe.Choice("trainer.callbacks", "EarlyStopping", why)
+        if self._deciding and "decide" not in stated:
+            reasons = {
+                "both": "Platt calibration, and the threshold that is then best for F1, from validation rows",
+                "calibration": "Platt calibration from validation rows; the threshold is yours",
+                "threshold": "the best for F1; too few validation rows for a calibration to help",
+            }
+            yield recipe.Choice("decide", config["decide"], reasons[config["decide"]])
 
     def after_fit(self) -> None:
         """Test the best checkpoint and say where everything is."""

@@ -17,6 +17,14 @@ LEARNING_RATE = 0.001
 PATIENCE = 10
 """Epochs without a better validation loss until training stops: two cuts of the learning rate have had their chance."""
 
+FEWEST_TO_CALIBRATE = 50
+"""Positives, and negatives, on which a calibration of a proper loss is fitted at least.
+
+With 26 to 32 positives to validate on (digits, breast cancer) Platt scaling of cross-entropy raised the log-loss of the
+test rows from 0.041 to 0.048 and from 0.071 to 0.105, mean of three splits; with 94 it fell from 0.166 to 0.163 (adult,
+6.7 % positives), and with 235 it stayed (adult). A focal loss it took from 0.073 to 0.025 with 26.
+"""
+
 SCHEDULER = {
     # Not one that ends at `max_epochs`: a run that stops early would never come to its end, and one that goes on for
     # more epochs would not be the uninterrupted one.
@@ -41,7 +49,8 @@ class Choice(NamedTuple):
 
 def early_stopping() -> EarlyStopping:
     """Return the callback that stops where the validation loss has stopped falling."""
-    return EarlyStopping(monitor="val_loss", patience=PATIENCE)
+    # A loss that is no number is not the end of a good run, which it would look like: FiniteGuard says so.
+    return EarlyStopping(monitor="val_loss", patience=PATIENCE, check_finite=False)
 
 
 def shown(choices: Sequence[Choice]) -> str:

@@ -136,10 +136,11 @@ def test_predict_from_the_checkpoint_alone_gives_the_probabilities_of_the_run():
     data.restore(content["TableDataModule"])
     classifier = BinaryClassifier.load_from_checkpoint(checkpoint).eval()
     with torch.no_grad():
-        expected = torch.cat([classifier(batch["inputs"]).sigmoid() for batch in data.predict_dataloader()]).squeeze(1)
+        logits = torch.cat([classifier(batch["inputs"]) for batch in data.predict_dataloader()])
+    probability, decision = classifier.decision(logits)
     written = torch.tensor([float(row["probability"]) for row in predictions()])
-    torch.testing.assert_close(written, expected)
-    assert [row["decision"] for row in predictions()] == [str(int(p > 0.5)) for p in written.tolist()]
+    torch.testing.assert_close(written, probability)
+    assert [row["decision"] for row in predictions()] == [str(int(d)) for d in decision.tolist()]
 
 
 def test_predictions_are_written_as_parquet_too():
@@ -489,12 +490,46 @@ def test_a_path_alone_is_trained_by_the_recipe_which_says_what_it_decided(capsys
         "model.optimizer",
         "model.lr_scheduler",
         "trainer.callbacks",
+        "decide",
     ]
+    held = BinaryClassifier.load_from_checkpoint(checkpoint).decision
+    assert said["decide"].startswith("threshold ") and held.is_tuned and held.calibration.method is None
     content = torch.load(checkpoint, weights_only=True)
     rows = content["label_counts"]
     assert f"{rows['positives'][0] / rows['known'][0]:.2%}" in said["model.prior_bias"]
     assert content["hyper_parameters"]["lr_scheduler"]["class_path"].endswith("ReduceLROnPlateau")
     assert any(name.startswith("EarlyStopping") for name in content["callbacks"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "tuned"),
+    [
+        (["--model.loss=FocalLoss"], "platt", True),  # which does not give probabilities
+        (["--model.loss.pos_weight=auto"], "platt", True),  # nor does this
+        (["--decide=both"], "platt", True),
+        (["--decide=calibration"], "platt", False),
+        (["--model.threshold=0.3"], None, False),
+        (["--model.threshold=0.3", "--model.loss=FocalLoss"], "platt", False),
+        (["--data=rows_of_the_cli_test.Many"], "platt", True),  # enough of both sides to validate on
+    ],
+)
+def test_calibration_and_threshold_are_decided_by_loss_rows_and_flags(flags, method, tuned, folder):
+    (folder / "rows_of_the_cli_test.py").write_text(
+        "import torch\n"
+        "from lightning_bce.data.base import BinaryDataModule\n"
+        "from lightning_bce.data.tensors import TensorRows\n"
+        "class Many(BinaryDataModule):\n"
+        "    num_features, num_labels, class_names = 2, 1, ['a']\n"
+        "    def rows(self, part):\n"
+        "        generator = torch.Generator().manual_seed(len(part))\n"
+        "        inputs = torch.randn(257, 2, generator=generator)\n"
+        "        noise = torch.randn(257, generator=generator)\n"
+        "        target = (inputs[:, 0] + noise > 0.7).float()[:, None]\n"
+        "        return TensorRows({'inputs': inputs, 'target': target})\n"
+    )
+    checkpoint = fit(*([] if flags[0].startswith("--data=") else TABLE), *flags)
+    decision = BinaryClassifier.load_from_checkpoint(checkpoint).decision
+    assert (decision.calibration.method, decision.is_tuned) == (method, tuned)
 
 
 def test_every_part_of_the_recipe_gives_way_to_a_flag(capsys):
@@ -507,6 +542,7 @@ def test_every_part_of_the_recipe_gives_way_to_a_flag(capsys):
         "--model.lr_scheduler=null",
         "--trainer.callbacks+=EarlyStopping",
         "--trainer.callbacks.monitor=val_AUROC",
+        "--decide=nothing",
     )
     assert recipe(capsys.readouterr().out) == {}
     content = torch.load(checkpoint, weights_only=True)
@@ -517,7 +553,7 @@ def test_every_part_of_the_recipe_gives_way_to_a_flag(capsys):
 
 def test_without_validation_rows_nothing_of_the_recipe_looks_at_them(capsys):
     main(["fit", *TABLE, "--data.val_fraction=0", "--trainer.limit_val_batches=0", *QUIET, "--trainer.max_epochs=1"])
-    assert not {"model.lr_scheduler", "trainer.callbacks"} & set(recipe(capsys.readouterr().out))
+    assert not {"model.lr_scheduler", "trainer.callbacks", "decide"} & set(recipe(capsys.readouterr().out))
 
 
 def test_labels_decide_the_weights_of_a_loss_and_the_checkpoint_predicts_without_them(capsys):
@@ -533,3 +569,19 @@ def test_labels_decide_the_weights_of_a_loss_and_the_checkpoint_predicts_without
     Path("table.csv").write_text(Path("new.csv").read_text())
     loss = BinaryClassifier.load_from_checkpoint(fit(*TABLE, *flags)).loss
     assert loss.pos_weight.item() == pytest.approx(1, abs=0.02)  # the draw is balanced already
+
+
+def test_a_rate_of_deployment_is_given_to_a_trained_model(capsys):
+    checkpoint = fit(*TABLE)
+    moved = "--model.deployment_prior=0.01"
+    before, after = (predict(checkpoint, *more) for more in (["a.csv"], ["b.csv", moved]))
+    counts = torch.load(checkpoint, weights_only=True)["label_counts"]
+    rate = counts["positives"][0] / counts["known"][0]
+    odds = before / (1 - before) * (0.01 / 0.99) / (rate / (1 - rate))  # Bayes' rule
+    torch.testing.assert_close(after, odds / (1 + odds), rtol=1e-4, atol=1e-7)
+
+
+def predict(checkpoint: Path, output: str, *flags: str) -> torch.Tensor:
+    """Write predictions and return the probabilities."""
+    main(["predict", f"--ckpt_path={checkpoint}", f"--predictions.output={output}", *flags, *QUIET])
+    return torch.tensor([float(row["probability"]) for row in predictions(output)], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_bce.losses.base import BinaryLoss
@@ -53,6 +54,11 @@ class BrierLoss(BinaryLoss):
         >>> BrierLoss()(torch.tensor([0.0, 2.0]), torch.tensor([1, 1]))
         tensor(0.1321)
     """
+
+    @property
+    def log_odds_shift(self) -> Tensor | None:
+        """0: the score is proper."""
+        return torch.zeros(())
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`brier_loss`."""
