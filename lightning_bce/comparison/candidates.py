@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
+import torch
 
-from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, pos_weight_from_counts
+from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LabelCounts
 from lightning_bce.plotting import loss_spec
 from lightning_bce.spec import Spec, SpecError, build, class_path, is_spec, load_class, to_plain
 
@@ -99,9 +99,9 @@ def _short(value: Any) -> str:
 def filled(spec: Spec, target: npt.NDArray[Any], known: npt.NDArray[Any]) -> Spec:
     """Return a loss with the arguments that the training rows decide, where none were given.
 
-    These are the counts and priors of the losses for rare labels, ``num_labels``, ``pos_weight="auto"`` (negatives over
-    positives), and ``ignore_index`` where labels are unknown. The prior of :class:`PositiveUnlabeledLoss` is not among
-    them: it is that of the positives which nobody labelled.
+    These are the counts and priors of the losses for rare labels, all that is "auto" or a rule, ``num_labels``, and
+    ``ignore_index`` where labels are unknown. The prior of :class:`PositiveUnlabeledLoss` is not among them: it is that
+    of the positives which nobody labelled.
 
     Args:
         spec: A candidate's loss.
@@ -109,28 +109,25 @@ def filled(spec: Spec, target: npt.NDArray[Any], known: npt.NDArray[Any]) -> Spe
         known: Where they are known.
 
     Example:
+        >>> import numpy as np
         >>> loss = {"class_path": "lightning_bce.LogitAdjustedLoss", "init_args": {}}
-        >>> filled(loss, np.array([[0.0], [0.0], [0.0], [1.0]]), np.ones((4, 1), bool))["init_args"]
-        {'prior': [0.25]}
+        >>> filled(loss, np.array([[0.0], [0.0], [0.0], [1.0]]), np.ones((4, 1), bool))["init_args"]["prior"]
+        0.25
     """
-    parameters = inspect.signature(load_class(spec["class_path"], BinaryLoss)).parameters
     arguments = dict(spec["init_args"])
-    positives, number = ((target > 0.5) & known).sum(axis=0), known.sum(axis=0)
-    told = {
-        "prior": (positives / np.maximum(number, 1)).tolist(),
-        "counts": positives.tolist(),
-        "total": number.tolist(),
-    }
     for name in _COUNTED.get(spec["class_path"].rpartition(".")[2], ()):
-        if arguments.get(name, "auto") == "auto":
-            arguments[name] = told[name]
-    if "num_labels" in parameters:
+        arguments.setdefault(name, "auto")
+    if "num_labels" in inspect.signature(load_class(spec["class_path"], BinaryLoss)).parameters:
         arguments.setdefault("num_labels", target.shape[1])
-    if arguments.get("pos_weight") == "auto":
-        arguments["pos_weight"] = to_plain(pos_weight_from_counts(positives.tolist(), number.tolist()))
     if not known.all():
         arguments.setdefault("ignore_index", float("nan"))
-    return {"class_path": spec["class_path"], "init_args": arguments}
+    found = {"class_path": spec["class_path"], "init_args": arguments}
+    loss = build(found, BinaryLoss)
+    if not loss.unresolved:
+        return found
+    # Now and not by the classifier: what was learnt from the rows is then written beside the run.
+    loss.resolve(LabelCounts.of(torch.from_numpy(target), mask=torch.from_numpy(known)))
+    return {**found, "init_args": to_plain(loss)["init_args"]}
 
 
 def check(candidate: Candidate, target: npt.NDArray[Any], known: npt.NDArray[Any]) -> None:

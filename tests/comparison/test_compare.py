@@ -10,6 +10,7 @@ from comparing import OWN, quick, write_outliers, write_table
 
 from lightning_bce import BCEWithLogitsLoss, BinaryClassifier, DiceLoss, FocalLoss, TabularMLP
 from lightning_bce.comparison import compare
+from lightning_bce.comparison.candidates import candidates, filled
 from lightning_bce.comparison.scores import SCORES
 from lightning_bce.data import BinaryDataModule, BreastCancerDataModule, DigitsDataModule, TableDataModule
 from lightning_bce.spec import SpecError
@@ -166,6 +167,20 @@ def test_losses_are_texts_mappings_and_instances():
         "LogitAdjustedLoss",
         "BCEWithLogitsLoss(pos_weight='auto')",
     ]
+
+
+def test_what_a_loss_leaves_to_the_data_is_learnt_from_the_known_training_labels():
+    target = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    known = np.array([[True, False], [True, True], [True, True], [True, True]])
+
+    def arguments(text):
+        return filled(candidates([text])[1].spec, target, known)["init_args"]
+
+    assert arguments("LogitAdjustedLoss")["prior"] == pytest.approx([1 / 4, 2 / 3])
+    assert arguments("MarginBCELoss")["counts"] == [1, 2]
+    assert arguments("FocalLoss(alpha='auto')")["alpha"] == pytest.approx([3 / 4, 1 / 3])
+    assert arguments("BCEWithLogitsLoss(pos_weight={'rule': 'ratio', 'cap': 2})")["pos_weight"] == [2, 0.5]
+    assert arguments("LogitAdjustedLoss(prior=[0.1, 0.2])")["prior"] == [0.1, 0.2]  # given, and kept
 
 
 def test_a_model_an_optimizer_and_several_labels():
