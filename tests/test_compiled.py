@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_bce.classifier as classifier_module
+import lightning_bce.classifier.module as classifier_module
 from lightning_bce import BCEWithLogitsLoss, BinaryClassifier, DiceLoss, FocalLoss, TabularMLP
 
 # torch's own look at logits that it compiles for, which it hides, but not from pytest.

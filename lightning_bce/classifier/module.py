@@ -1,35 +1,45 @@
-"""BinaryClassifier: a LightningModule for any model and any loss of this package."""
+"""The classifier: its arguments, its steps and its checkpoints."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from lightning_bce.checkpoints import check_finite, check_whole, trusted
+from lightning_bce.classifier.arguments import (
+    built_factory,
+    built_head,
+    built_loss,
+    built_model,
+    check_head,
+    label_names,
+    plain_arguments,
+)
+from lightning_bce.classifier.evaluation import Evaluates
+from lightning_bce.classifier.from_labels import LearnsFromLabels
+from lightning_bce.classifier.mistakes import warn_of_cuts, warn_of_double_sigmoid, warn_of_probabilities
 from lightning_bce.data.own_rows import Stage, first_rows, own_rows
-from lightning_bce.decision import Decision, prior_shift
+from lightning_bce.decision import Decision
 from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable
 from lightning_bce.heads import MultiLabelHead, SparseTarget
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LabelCounts, LossSums
 from lightning_bce.losses.base import per_label
 from lightning_bce.losses.stable import full_precision
-from lightning_bce.metrics import LossTracker, evaluation_metrics
+from lightning_bce.metrics import evaluation_metrics
 from lightning_bce.metrics.at_k import metrics_at_k
-from lightning_bce.priors import Bias, counted, known_counts, moves_logits, output_layer, set_bias
-from lightning_bce.spec import Recorded, Spec, SpecError, build, call_factory, factory_spec, is_spec, to_plain
+from lightning_bce.priors import Bias, output_layer
+from lightning_bce.spec import Recorded, SpecError, to_plain
 from lightning_bce.window import Window
 
 if TYPE_CHECKING:
@@ -38,25 +48,7 @@ else:  # Lightning's, which refuses to be called on an instance: that would stay
     _of_the_class = type(vars(pl.LightningModule)["load_from_checkpoint"])
 
 
-class Batch(NamedTuple):
-    """The parts of a batch.
-
-    Args:
-        inputs: What the model takes.
-        target: Labels in [0, 1], (N,), (N, 1), (N, C) or (N, C, ...). None only in prediction.
-        weight: Factors of the loss, (N,) or the shape of the target.
-        mask: True where the label is known.
-        id: The samples' names or numbers, handed through to the predictions.
-    """
-
-    inputs: Any
-    target: Tensor | None = None
-    weight: Tensor | None = None
-    mask: Tensor | None = None
-    id: Any = None
-
-
-class BinaryClassifier(Recorded, pl.LightningModule):
+class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
     """Trains, validates, tests and predicts a binary or multi-label model with a pluggable loss.
 
     It logs ``train_loss_step``, and once an epoch, exact over all samples and ranks: ``train_loss``, ``val_loss`` and
@@ -152,8 +144,8 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         deployment_prior: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.head = _head(head)
-        _check_head(self.head, loss, num_labels, threshold, top_k, prior_bias, deployment_prior)
+        self.head = built_head(head)
+        check_head(self.head, loss, num_labels, threshold, top_k, prior_bias, deployment_prior)
         if num_labels < 1:
             raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
         if lr_scheduler_interval not in ("epoch", "step"):
@@ -162,14 +154,14 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             raise ValueError("`lr_scheduler_interval` has no effect without an `lr_scheduler`.")
         if lr_scheduler is None and monitor != "val_loss":
             raise ValueError("`monitor` has no effect without an `lr_scheduler` that watches it.")
-        self.model = _module(model, "model")
+        self.model = built_model(model)
         if self.head is not None:
             num_labels, loss = self.head.num_labels, self.head.loss
-        self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else _loss(loss)
-        self._written = self._plain_arguments()
+        self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else built_loss(loss)
+        self._written = plain_arguments(self)
         self.save_hyperparameters(self._written)
-        self._optimizer = _factory(optimizer, Optimizer, "optimizer") or partial(torch.optim.AdamW, lr=1e-3)
-        self._lr_scheduler = _factory(lr_scheduler, LRScheduler, "lr_scheduler")
+        self._optimizer = built_factory(optimizer, Optimizer, "optimizer") or partial(torch.optim.AdamW, lr=1e-3)
+        self._lr_scheduler = built_factory(lr_scheduler, LRScheduler, "lr_scheduler")
         self._lr_scheduler_interval = lr_scheduler_interval
         self._monitor = monitor
         self.num_labels = num_labels
@@ -181,7 +173,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self.top_k = min(5, num_labels) if top_k is None else top_k
         # A name for each of a million labels that nobody has named would be the largest part of the classifier.
         unnamed = self.head is not None and class_names is None
-        self.class_names = [] if unnamed else _names(class_names, num_labels)
+        self.class_names = [] if unnamed else label_names(class_names, num_labels)
         self._metrics: Any = (
             evaluation_metrics(metrics, num_labels) if self.head is None else metrics_at_k(metrics, num_labels)
         )
@@ -204,7 +196,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         self.register_buffer("_drawn", None, persistent=False)
         if isinstance(prior_bias, str) and prior_bias != "auto":
             output_layer(self.model, num_labels, prior_bias)
-        _warn_of_double_sigmoid(self.model)
+        warn_of_double_sigmoid(self.model)
 
     # -- what a project overrides -------------------------------------------------------------------------------------
 
@@ -212,33 +204,6 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         """Return the logits of a batch of inputs; with a head what the head takes."""
         logits: Tensor = self.model(inputs)
         return logits
-
-    def unpack_batch(self, batch: Any) -> Batch:
-        """Return the parts of a batch. Override it for batches of another form.
-
-        Accepted are a mapping with "inputs" and, as far as there are, "target", "weight", "mask" and "id"; a tuple
-        (inputs, target) or (inputs, target, weight); and in prediction the inputs alone.
-
-        Raises:
-            TypeError: If the batch has none of these forms.
-        """
-        if isinstance(batch, Batch):
-            return batch
-        if isinstance(batch, Mapping) and "inputs" in batch:
-            return Batch(batch["inputs"], *(batch.get(name) for name in Batch._fields[1:]))
-        if isinstance(batch, Tensor):
-            return Batch(batch)
-        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
-            return Batch(*batch)
-        came = (
-            f"a mapping with {sorted(map(str, batch))}"
-            if isinstance(batch, Mapping)
-            else f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-        )
-        raise TypeError(
-            f"The batch is {came}; expected (inputs, target), (inputs, target, weight) or a mapping with 'inputs', "
-            "'target' and optionally 'weight', 'mask', 'id'. For another form override `unpack_batch`."
-        )
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the scheduler."""
@@ -262,7 +227,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         outputs = self._step(batch, "train", batch_idx, 0)
         # After an epoch, when logits have left the interval in which they may begin.
         if batch_idx == 0 and self.head is None and self._trainer is not None and self.current_epoch == 1:
-            _warn_of_probabilities(outputs["logits"])
+            warn_of_probabilities(outputs["logits"])
         if not self.automatic_optimization:  # no window then: a user's own loop decides what a step is
             self._log_step(outputs["loss"].detach())
         return outputs
@@ -419,12 +384,6 @@ class BinaryClassifier(Recorded, pl.LightningModule):
                     state["metrics"].update(head.topk(inputs, most)[1], target)
         return {"loss": loss, "target": target, "sums": sums}
 
-    def _num_rows(self, loss: BinaryLoss) -> int:
-        """Return the rows of the sums of a loss."""
-        if self.head is not None:
-            return self.num_labels if self.head.per_label else 1
-        return loss.num_rows(self.num_labels)
-
     def _match(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return logits in the target's shape where the two differ by a last dimension of one only."""
         self._check_labels(logits)
@@ -467,118 +426,6 @@ class BinaryClassifier(Recorded, pl.LightningModule):
 
     # -- what the training labels decide ------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        """Have the training labels decide what was left to them, and no checkpoint has brought.
-
-        Raises:
-            TypeError: If the training labels cannot be counted, with how to give their counts.
-            ValueError: If the layer for ``prior_bias`` cannot be found.
-        """
-        drawn = getattr(getattr(self.trainer, "datamodule", None), "drawn_counts", None)
-        seen: LabelCounts | None = drawn() if callable(drawn) else None
-        if seen is not None:
-            self._drawn = (torch.logit(seen.prior) - torch.logit(self._counts().prior)).float().to(self.device)
-        self._resolve(seen)
-        if self.deployment_prior is not None:
-            self.decision.set_shift(self._shift(self._counts()))
-        if self.prior_bias and self._untrained and self.head is None:  # which has a prior of its own
-            self._start_at_the_prior()
-        self._untrained = False
-
-    def _shift(self, counts: LabelCounts | None) -> Tensor:
-        """Return what takes log-odds from the rate of the training labels to that of the deployment."""
-        if self.deployment_prior is None:
-            return torch.zeros(self.num_labels)
-        if counts is None:
-            raise ValueError(
-                f"`deployment_prior` is {self.deployment_prior}, and the checkpoint does not say how many positives "
-                "the model was trained with. Load it without, and use `classifier.decision.set_shift(prior_shift("
-                "training_prior, deployment_prior))`; a training with `deployment_prior` or `prior_bias` counts them."
-            )
-        numbers = torch.as_tensor(self.deployment_prior)
-        if numbers.ndim > 1 or numbers.numel() not in (1, self.num_labels):
-            raise ValueError(
-                f"`deployment_prior` is {self.deployment_prior}; one number, or one for each of {self.num_labels} "
-                "label(s), was expected."
-            )
-        return prior_shift(counts.prior, numbers).float()
-
-    def _resolve(self, drawn: LabelCounts | None) -> None:
-        """Fill in what the loss leaves to the training data, as they are drawn."""
-        if self.loss.unresolved:
-            self._loss_counts = self._counts() if drawn is None else drawn
-            self._note(self.loss.resolve(self._loss_counts), self._loss_counts)
-
-    def _counts(self) -> LabelCounts:
-        """Return the counts of the training labels: given, known to the data module, or counted once."""
-        if self.label_counts is None:
-            plain = type(self).unpack_batch is BinaryClassifier.unpack_batch
-            counts = known_counts(self.trainer) if plain else None
-            self.label_counts = counted(self.trainer, self._counts_of, self.num_labels) if counts is None else counts
-        if self.label_counts.num_labels != self.num_labels:
-            raise ValueError(
-                f"There are counts of {self.label_counts.num_labels} label(s) and `num_labels` is {self.num_labels}."
-            )
-        return self.label_counts
-
-    def _counts_of(self, batch: Any) -> LabelCounts:
-        _, target, weight, mask, _ = self.unpack_batch(batch)
-        if target is None:
-            raise TypeError("A training batch has no target, so that its labels cannot be counted.")
-        return LabelCounts.of(target, weight, mask=self.loss.observed(target.float(), target, mask))
-
-    def _note(self, found: Mapping[str, Any], counts: LabelCounts) -> None:
-        """Write resolved values into the hyper-parameters, before loggers get them."""
-        if "loss" in self._written:
-            self._written["loss"] = to_plain(self.loss)
-            self.save_hyperparameters({"loss": self._written["loss"]})
-        shown = ", ".join(f"{name} = {_shortened(value)}" for name, value in found.items())
-        rank_zero_info(f"{type(self.loss).__name__} of {int(counts.total.max())} training labels: {shown}")
-
-    def _start_at_the_prior(self) -> None:
-        try:
-            name, layer = output_layer(
-                self.model, self.num_labels, None if self.prior_bias in (True, "auto") else str(self.prior_bias)
-            )
-        except ValueError as error:
-            if self.prior_bias != "auto":
-                raise
-            rank_zero_info(f"The bias stays as it is: {error}")
-            return
-        log_odds = torch.logit(self._counts().prior)
-        shift = self.loss.log_odds_shift
-        self._unproved = set_bias(name, layer, log_odds if shift is None else log_odds + shift.cpu())
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make sure, at the first batch, that the bias that was set is the one that is added to the logits.
-
-        Raises:
-            ValueError: If it is not, and ``prior_bias`` is not "auto".
-        """
-        bias, self._unproved = self._unproved, None
-        if bias is None:
-            return
-        inputs = self.unpack_batch(batch).inputs
-        training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        with isolate_rng(), self.trainer.precision_plugin.forward_context():
-            proved = moves_logits(bias, lambda: self(inputs))
-        for module, was in training.items():
-            module.training = was
-        if proved:
-            return
-        with torch.no_grad():
-            bias.layer.bias.copy_(bias.before)
-        said = (
-            f"The bias of {bias.name or 'the model'!r} is not what is added to the logits, so that it cannot start at "
-            "the prior."
-        )
-        if self.prior_bias != "auto":
-            raise ValueError(
-                f"{said} Name the layer that makes the logits, `prior_bias='head.fc'`, or turn `prior_bias` off."
-            )
-        rank_zero_info(f"{said} It stays as it was.")
-
     # -- epochs -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
@@ -620,37 +467,7 @@ class BinaryClassifier(Recorded, pl.LightningModule):
         cut = self.trainer.accumulate_grad_batches * self.trainer.world_size > 1
         if cut and self.loss.couples_samples and not self._warned_of_cuts:
             self._warned_of_cuts = True
-            _warn_of_cuts(self.loss)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted epoch left."""
-        self._reset("val")
-        self._note_calibration()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted epoch left."""
-        self._reset("test")
-        self._note_calibration()
-
-    def _note_calibration(self) -> None:
-        calibration = self.decision.calibration
-        self._calibration = None if calibration.method is None or self._in_fit() else calibration.scale
-
-    def on_train_epoch_end(self) -> None:
-        """Log the exact loss of the epoch."""
-        state = self._state("train", 0)
-        # An epoch that was saved after its last batch is ended by the run that goes on, without a batch.
-        if state["loss"].update_called:
-            self._log_loss_and_terms("train", state, "")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the exact loss, the log-loss and the metrics of the validation set."""
-        if not self.trainer.sanity_checking:
-            self._log_evaluation("val", len(self.trainer.num_val_batches))
-
-    def on_test_epoch_end(self) -> None:
-        """Log the exact loss, the log-loss and the metrics of the test set."""
-        self._log_evaluation("test", len(self.trainer.num_test_batches))
+            warn_of_cuts(self.loss)
 
     def on_fit_end(self) -> None:
         """Refuse a training in which there was nothing to train on, which Lightning ends normally."""
@@ -662,110 +479,10 @@ class BinaryClassifier(Recorded, pl.LightningModule):
                 "there are as many rows as `batch_size`."
             )
 
-    def _state(self, stage: str, dataloader_idx: int) -> Any:
-        key = f"{stage}_{dataloader_idx}"
-        if key not in self._states:
-            parts: dict[str, nn.Module] = {"loss": LossTracker(num_labels=self._num_rows(self.loss))}
-            for name, term in self._terms().items():
-                parts[f"loss/{name}"] = LossTracker(num_labels=term.num_rows(self.num_labels))
-            if stage != "train":
-                for name in ("log_loss", "log_loss_calibrated"):
-                    parts[name] = LossTracker(num_labels=self._num_rows(self._log_loss))
-                parts["metrics"] = self._metrics.clone()
-            # In training mode, as all else is when Lightning looks for forgotten `eval()`s at the start of a fit.
-            self._states[key] = nn.ModuleDict(parts).to(self.device).train()
-        return self._states[key]
-
-    def _reset(self, stage: str) -> None:
-        for key, state in self._states.items():
-            if key.startswith(f"{stage}_"):
-                for metric in state.values():  # type: ignore[operator]
-                    metric.reset()
-
-    def _update_metrics(
-        self,
-        state: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        sums: LossSums,
-    ) -> None:
-        # Not `isinstance`: a subclass may have a formula of its own.
-        plain = type(self.loss) is BCEWithLogitsLoss and self.loss.is_log_loss and weight is None
-        observed = self.loss.observed(logits, target, mask)
-        state["log_loss"].update(sums if plain else self._log_loss.sums(logits, target, mask=observed))
-        probability, decision = self._judged(logits)
-        state["metrics"].add(probability, decision, target, observed)
-        if self._calibration is not None:
-            calibrated = self.decision.calibration.logits(logits)
-            state["log_loss_calibrated"].update(self._log_loss.sums(calibrated, target, mask=observed))
-
-    def _in_fit(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == "fit"
-
-    def _judged(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probability and decision in the shape of the logits, within `fit` as the constructor says."""
-        in_fit = self._in_fit()
-        probability = torch.sigmoid(logits.float()) if in_fit else self.decision.calibration(logits)
-        return probability, self.decision.decide(probability, as_given=in_fit)
-
-    def _log_evaluation(self, stage: str, num_dataloaders: int) -> None:
-        for index in range(num_dataloaders):
-            suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
-            state = self._state(stage, index)
-            log_loss = state["log_loss"].compute()
-            self._log_loss_and_terms(stage, state, suffix)
-            self._log_value(f"{stage}_log_loss{suffix}", log_loss["loss"])
-            # One that a callback has fitted in the meantime is its own to log.
-            if self._calibration is not None and self._calibration is self.decision.calibration.scale:
-                self._log_value(f"{stage}_log_loss_calibrated{suffix}", state["log_loss_calibrated"].compute()["loss"])
-            if self.head is None:
-                seen = (log_loss["negative_weight"] > 0, log_loss["positive_weight"] > 0)
-                values = state["metrics"].means(*seen)
-            else:
-                values = state["metrics"].compute()
-            for name, value in values.items():
-                self._log_value(f"{stage}_{name}{suffix}", value)
-
-    def _log_loss_and_terms(self, stage: str, state: Any, suffix: str) -> None:
-        loss = state["loss"].compute()["loss"]
-        terms = {name: state[f"loss/{name}"].compute()["loss"] for name in self._terms()}
-        if isinstance(self.loss, CombinedLoss) and terms:
-            # Exact over the set also where the terms count differently, which their common sums are not.
-            loss = torch.stack([self.loss.weights[name] * value for name, value in terms.items()]).sum()
-        self._log_value(f"{stage}_loss{suffix}", loss, prog_bar=stage != "test")
-        for name, value in terms.items():
-            self._log_value(f"{stage}_loss/{name}{suffix}", value)
-
-    def _terms(self) -> dict[str, BinaryLoss]:
-        # The head computes a sum of losses as one.
-        terms = self.loss.terms if isinstance(self.loss, CombinedLoss) and self.head is None else None
-        return {} if terms is None else dict(terms.items())  # type: ignore[arg-type]
-
-    def _log_value(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
-        # Every rank holds the same value, because the metrics have added up their states; the largest of them keeps it
-        # to the last digit, which a mean of three does not, and tells Lightning that nothing is missing.
-        self.log(
-            name,
-            value.float(),
-            on_step=False,
-            on_epoch=True,
-            prog_bar=prog_bar,
-            reduce_fx="max",
-            sync_dist=self._distributed,
-            batch_size=1,
-            add_dataloader_idx=False,  # the name has it where there are several
-        )
-
     @property
     def threshold(self) -> Tensor:
         """The thresholds that decisions are made by, (C,)."""
         return self.decision.threshold
-
-    @property
-    def _distributed(self) -> bool:
-        return self.trainer.world_size > 1
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -819,42 +536,6 @@ class BinaryClassifier(Recorded, pl.LightningModule):
             if counts is not None:
                 checkpoint[name] = counts.plain()
 
-    def _plain_arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain values, those of a subclass if it is one."""
-        given, defaults = self._arguments()
-        from_command_line = _command_line_arguments()
-        plain: dict[str, Any] = {}
-        for name, value in {**defaults, **given}.items():
-            try:
-                base = _FACTORIES.get(name)
-                plain[name] = to_plain(value, name) if base is None else factory_spec(value, base, name)
-            except SpecError as error:
-                if name in from_command_line:
-                    plain[name] = to_plain(from_command_line[name], name)
-                elif name == "model":
-                    advice = "Until then checkpoints load with `load_from_checkpoint(path, model=...)` only."
-                    warnings.warn(f"{error} {advice}", stacklevel=4)
-                    plain[name] = dict(_UNWRITTEN)
-                elif name in given:
-                    raise  # a default need not be written down: it is there again when the module is built
-        return plain
-
-
-_FACTORIES: dict[str, type] = {"optimizer": Optimizer, "lr_scheduler": LRScheduler}
-_ENOUGH_TO_JUDGE = 64  # outputs
-_UNWRITTEN: Spec = {"class_path": "", "init_args": {}}
-
-
-def _command_line_arguments() -> dict[str, Any]:
-    """Return the arguments that LightningCLI is building a module from, as plain values; empty outside of it."""
-
-    class Probe(HyperparametersMixin):
-        def __init__(self) -> None:
-            super().__init__()
-            self.save_hyperparameters()
-
-    return {name: value for name, value in Probe().hparams.items() if not name.startswith("_")}
-
 
 def _sums(
     loss: BinaryLoss, scores: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None
@@ -870,57 +551,6 @@ def _sums(
 def _compiled_sums() -> Callable[..., tuple[dict[str, LossSums], LossSums]]:
     # Not an attribute of the classifier, which a copy would share with the original and its loss.
     return torch.compile(_sums)
-
-
-def _module(model: Any, name: str) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return model
-    if model == _UNWRITTEN:
-        raise SpecError(
-            "The checkpoint holds the weights and could not hold how the model was made. Pass it: "
-            "`load_from_checkpoint(path, model=...)`."
-        )
-    if is_spec(model):
-        built: nn.Module = build(model, nn.Module)
-        return built
-    raise TypeError(f"`{name}` is {type(model).__name__}; an nn.Module was expected.")
-
-
-def _head(head: Any) -> MultiLabelHead | None:
-    if head is None or isinstance(head, MultiLabelHead):
-        return head
-    if is_spec(head):
-        built: MultiLabelHead = build(head, MultiLabelHead)
-        return built
-    raise TypeError(f"`head` is {type(head).__name__}; a MultiLabelHead was expected.")
-
-
-def _check_head(
-    head: MultiLabelHead | None,
-    loss: Any,
-    num_labels: int,
-    threshold: Any,
-    top_k: int | None,
-    prior_bias: bool | str,
-    deployment_prior: Any,
-) -> None:
-    """Refuse options that a head has itself, or that have no effect with or without one."""
-    if head is None:
-        if top_k is not None:
-            raise ValueError("`top_k` has no effect without a `head`: predictions then are those of all labels.")
-        return
-    if loss is not None:
-        raise ValueError("`loss` was given beside a `head`, which has a loss already. Give it to the head.")
-    if num_labels not in (1, head.num_labels):
-        raise ValueError(f"`num_labels` is {num_labels}, and the head has {head.num_labels} labels. Leave it out.")
-    if threshold != 0.5:
-        raise ValueError("`threshold` has no effect with a `head`, which predicts the most probable labels.")
-    if prior_bias not in (False, "auto"):
-        raise ValueError(f"`prior_bias` is {prior_bias!r}, and a `head` has the last bias: give it its `prior`.")
-    if deployment_prior is not None:
-        raise ValueError("`deployment_prior` has no effect with a `head`, which predicts the most probable labels.")
-    if top_k is not None and not 1 <= top_k <= head.num_labels:
-        raise ValueError(f"`top_k` is {top_k}; from 1 to the head's {head.num_labels} labels were expected.")
 
 
 def _check_update(trainer: pl.Trainer) -> None:
@@ -942,83 +572,3 @@ def _check_update(trainer: pl.Trainer) -> None:
                 f"The head has an `update` that steps chunk by chunk, and {reason}. Leave it out, or leave "
                 "out `update`."
             )
-
-
-def _loss(loss: Any) -> BinaryLoss:
-    if isinstance(loss, BinaryLoss):
-        built = loss
-    elif is_spec(loss):
-        built = build(loss, BinaryLoss)
-    else:
-        raise TypeError(
-            f"`loss` is {type(loss).__module__}.{type(loss).__name__}; a BinaryLoss was expected. For one of torch "
-            "use its equal here (`BCEWithLogitsLoss`, `BCELoss`); for your own derive from `lightning_bce.BinaryLoss` "
-            "and write `elementwise`."
-        )
-    if built.reduction == "none":
-        raise ValueError("The loss has reduction 'none', and training needs a scalar. Use 'mean' or another reduction.")
-    return built
-
-
-def _factory(value: Any, base: type, name: str) -> Callable[[Any], Any] | None:
-    if is_spec(value):
-        spec = factory_spec(value, base, name) or {}
-        return partial(call_factory, spec, base)
-    if value is not None and not callable(value):
-        raise TypeError(
-            f"`{name}` is {type(value).__name__}; a subclass of {base.__name__} or functools.partial of one was "
-            "expected, because the parameters are known only later."
-        )
-    return value  # type: ignore[no-any-return]
-
-
-def _names(class_names: Sequence[str] | None, num_labels: int) -> list[str]:
-    names = [f"label_{i}" for i in range(num_labels)] if class_names is None else [str(name) for name in class_names]
-    if len(names) != num_labels or len(set(names)) != num_labels:
-        raise ValueError(
-            f"`class_names` has {len(names)} names ({len(set(names))} different); one for each of {num_labels} "
-            "label(s) was expected."
-        )
-    return names
-
-
-def _shortened(value: Any) -> str:
-    """Return numbers to four digits, the first of many."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shortened, value[:8]))}{', ...' if len(value) > 8 else ''}]"
-    return f"{value:.4g}"
-
-
-def _warn_of_cuts(loss: BinaryLoss) -> None:
-    parts = loss.terms.values() if isinstance(loss, CombinedLoss) else [loss]
-    names = sorted({type(part).__name__ for part in parts if isinstance(part, BinaryLoss) and part.couples_samples})
-    rank_zero_warn(
-        f"{', '.join(names)} looks at all samples of a batch together. Accumulated batches and several ranks give the "
-        "mean of their gradients, each weighed by what it counts, and not the gradient of one large batch. Where that "
-        "matters, enlarge `batch_size` instead.",
-        stacklevel=2,
-    )
-
-
-def _warn_of_probabilities(logits: Tensor) -> None:
-    """Warn of outputs that all lie between 0 and 1, as no logits of a trained model do, of a batch large enough."""
-    if logits.numel() < _ENOUGH_TO_JUDGE:
-        return
-    least, most = logits.aminmax()
-    if 0 < least and least < most and most < 1:
-        warnings.warn(
-            f"After an epoch all {logits.numel()} outputs of a batch lie between 0 and 1 ({least.item():.3g} to "
-            f"{most.item():.3g}). If they are probabilities, return logits instead: the sigmoid is applied to them "
-            "once more, and the loss of a positive cannot fall below 0.31.",
-            stacklevel=3,
-        )
-
-
-def _warn_of_double_sigmoid(model: nn.Module) -> None:
-    leaves = [module for module in model.modules() if not list(module.children())]
-    if leaves and isinstance(leaves[-1], (nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.LogSigmoid)):
-        warnings.warn(
-            f"The model ends in {type(leaves[-1]).__name__} and should return logits: the sigmoid would be applied "
-            "twice, and the loss of a positive could not fall below 0.31. Remove the last layer.",
-            stacklevel=3,
-        )

@@ -1,0 +1,58 @@
+"""What a batch holds, whatever form it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """The parts of a batch.
+
+    Args:
+        inputs: What the model takes.
+        target: Labels in [0, 1], (N,), (N, 1), (N, C) or (N, C, ...). None only in prediction.
+        weight: Factors of the loss, (N,) or the shape of the target.
+        mask: True where the label is known.
+        id: The samples' names or numbers, handed through to the predictions.
+    """
+
+    inputs: Any
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    mask: Tensor | None = None
+    id: Any = None
+
+
+class TakesBatches(pl.LightningModule):
+    """The part of the classifier that knows the form of a batch."""
+
+    def unpack_batch(self, batch: Any) -> Batch:
+        """Return the parts of a batch. Override it for batches of another form.
+
+        Accepted are a mapping with "inputs" and, as far as there are, "target", "weight", "mask" and "id"; a tuple
+        (inputs, target) or (inputs, target, weight); and in prediction the inputs alone.
+
+        Raises:
+            TypeError: If the batch has none of these forms.
+        """
+        if isinstance(batch, Batch):
+            return batch
+        if isinstance(batch, Mapping) and "inputs" in batch:
+            return Batch(batch["inputs"], *(batch.get(name) for name in Batch._fields[1:]))
+        if isinstance(batch, Tensor):
+            return Batch(batch)
+        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            return Batch(*batch)
+        came = (
+            f"a mapping with {sorted(map(str, batch))}"
+            if isinstance(batch, Mapping)
+            else f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+        )
+        raise TypeError(
+            f"The batch is {came}; expected (inputs, target), (inputs, target, weight) or a mapping with 'inputs', "
+            "'target' and optionally 'weight', 'mask', 'id'. For another form override `unpack_batch`."
+        )
