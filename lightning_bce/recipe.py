@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import EarlyStopping
+
+from lightning_bce.losses import LabelCounts
 
 # Chosen on five tables, three splits each: breast cancer, two digits, 6,512 rows of adult, and 9,343 of it with 6.7 %
 # positives. There a rate of 0.003, a cosine schedule, dropout 0.3 and batches of 64 were better on some and worse on
@@ -53,6 +55,53 @@ def early_stopping() -> EarlyStopping:
     return EarlyStopping(monitor="val_loss", patience=PATIENCE, check_finite=False)
 
 
+def choices(
+    config: Any, stated: Set[str], counts: LabelCounts | None, stopping: EarlyStopping | None, decides: bool
+) -> Iterator[Choice]:
+    """Yield what was decided for the user of a run from scratch, in the order of the flags.
+
+    Args:
+        config: The configuration of ``fit``.
+        stated: Dotted names of all that the user said, without "init_args".
+        counts: Of the training labels, where they are known.
+        stopping: What ends the training, if the recipe added it.
+        decides: Whether the recipe fits a calibration or thresholds.
+    """
+    model = config["model"]
+    if not any(name == "data" or name.startswith("data.class") for name in stated):
+        yield Choice("data", "TableDataModule", "--data.path is given")
+    if "model.loss" not in stated:
+        why = "proper: its probabilities are right, and a threshold does what weights would"
+        yield Choice("model.loss", _short_name(model["loss"]["class_path"]), why)
+    if not stated & {"model.model", "model.model.hidden"}:
+        why = "wider and narrower was better on some tables and worse on others"
+        yield Choice("model.model.hidden", str(list(model["model"]["init_args"]["hidden"])), why)
+    if "model.prior_bias" not in stated and model.get("prior_bias"):
+        rates = [] if counts is None else [f"{rate:.2%}" for rate in counts.prior.tolist()[:3]]
+        seen = f": positives {', '.join(rates)}{', ...' if counts is not None and counts.num_labels > 3 else ''}"
+        why = f"the first loss is the entropy of the labels{seen if rates else ''}"
+        yield Choice("model.prior_bias", str(model["prior_bias"]), why)
+    if not any(name.startswith("model.optimizer") for name in stated):
+        value = f"{_short_name(model['optimizer']['class_path'])}, lr {LEARNING_RATE}"
+        yield Choice("model.optimizer", value, "higher rates were better on some tables and worse on others")
+    if "model.lr_scheduler" not in stated and model.get("lr_scheduler"):
+        arguments = model["lr_scheduler"]["init_args"]
+        why = f"rate x {arguments['factor']} after {arguments['patience']} epochs without a better val_loss"
+        yield Choice("model.lr_scheduler", "ReduceLROnPlateau", why)
+    if "trainer.max_epochs" not in stated:
+        yield Choice("trainer.max_epochs", str(EPOCHS), "at most")
+    if stopping is not None:
+        why = f"after {stopping.patience} epochs without a better val_loss; best.ckpt is the best"
+        yield Choice("trainer.callbacks", "EarlyStopping", why)
+    if decides and "decide" not in stated:
+        reasons = {
+            "both": "Platt calibration, and the threshold that is then best for F1, from validation rows",
+            "calibration": "Platt calibration from validation rows; the threshold is yours",
+            "threshold": "the best for F1; too few validation rows for a calibration to help",
+        }
+        yield Choice("decide", config["decide"], reasons[config["decide"]])
+
+
 def shown(choices: Sequence[Choice]) -> str:
     """Return the choices as lines of text.
 
@@ -66,11 +115,11 @@ def shown(choices: Sequence[Choice]) -> str:
     return "\n".join(["The recipe, where nothing was said (each line is a flag):", *lines])
 
 
-def short_name(path: Any) -> str:
+def _short_name(path: Any) -> str:
     """Return the last part of a class path.
 
     Example:
-        >>> short_name("torch.optim.AdamW")
+        >>> _short_name("torch.optim.AdamW")
         'AdamW'
     """
     return str(path).rpartition(".")[2]

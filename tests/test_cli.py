@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from lightning_bce import BinaryClassifier, FocalLoss
 from lightning_bce.callbacks import LiveLossTable, PerClassLossMonitor
-from lightning_bce.cli import main, shows_a_table
+from lightning_bce.cli import main
+from lightning_bce.cli.equipment import shows_a_table
 from lightning_bce.data import BreastCancerDataModule, TableDataModule
 from lightning_bce.record import read_run
 
