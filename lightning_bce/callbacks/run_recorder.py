@@ -78,7 +78,8 @@ class RunRecorder(StageCallback):
     It sends what the loss resolved (weights by label), the names of the labels and, after ``fit``, the thresholds to
     every logger, as hyper-parameters under ``resolved``.
 
-    With ``BinaryClassifier`` an evaluation outside of ``fit`` looks at calibrated logits, as its metrics do. In the
+    With ``BinaryClassifier`` an evaluation outside of ``fit`` looks at calibrated logits and decides by the thresholds
+    that are set, as its metrics do; within ``fit`` it looks at the logits, and the constructor's thresholds. In the
     sanity check, ``barebones`` and ``fast_dev_run`` nothing is written. Without a logger the folder is the trainer's
     ``default_root_dir``.
 
@@ -89,8 +90,8 @@ class RunRecorder(StageCallback):
         stages: Which of "train", "val" and "test" to look at in full. In "train" the model changes meanwhile.
         loss: A loss to look at in place of the module's. None takes the module's ``loss``.
         class_names: One name for each label. None takes the module's ``class_names``, or label_0, label_1, ...
-        threshold: A probability above it is a positive decision. None takes ``decision.threshold`` or ``threshold`` of
-            the module, or one half.
+        threshold: A probability above it is a positive decision. None takes those of the module's ``decision``,
+            its ``threshold``, or one half.
         folder: The run folder. None takes the logger's, or the trainer's ``default_root_dir``.
 
     Attributes:
@@ -259,6 +260,9 @@ class RunRecorder(StageCallback):
     def _new(self, stage: Stage, pl_module: pl.LightningModule, loss: BinaryLoss, labels: int) -> _Parts:
         label_names(self.class_names, pl_module, labels)  # refuses those that do not fit
         threshold: Any = _threshold_of(pl_module) if self.threshold is None else self.threshold
+        if self.threshold is None and pl_module.trainer.state.fn == "fit":
+            # Those that are set were fitted for calibrated probabilities of an epoch before; these are neither.
+            threshold = getattr(getattr(pl_module, "decision", None), "given", threshold)
         # On the module's device, which is the one that ranks can gather from.
         return _Parts(loss, labels, 0.5 if threshold is None else threshold, stage in self.stages, pl_module.device)
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bce import BinaryClassifier, TabularMLP
-from lightning_bce.callbacks import HardExamples, PerClassLossMonitor, RunRecorder
+from lightning_bce.callbacks import HardExamples, PerClassLossMonitor, RunRecorder, ThresholdTuner
 from lightning_bce.decision import Calibration
 from lightning_bce.losses import BCEWithLogitsLoss, DiceLoss, FocalLoss
 from lightning_bce.metrics import LossProfile, ScoreHistogram
@@ -260,6 +260,17 @@ def test_listeners_get_each_evaluation_when_it_is_complete(tmp_path):
 def test_wrong_options_are_refused(options, kind, error):
     with pytest.raises(kind, match=error):
         RunRecorder(**options)
+
+
+def test_within_fit_nothing_is_judged_by_what_was_tuned_for_calibrated_probabilities(tmp_path):
+    classifier, recorder = a_classifier(threshold=0.25), RunRecorder()
+    trainer = a_trainer(ThresholdTuner(), recorder, default_root_dir=tmp_path, max_epochs=2)
+    trainer.fit(classifier, data(), data())
+    assert classifier.decision.is_tuned
+    found = recorder.evaluations["val"][0]
+    assert found.threshold.tolist() == [0.25] * LABELS
+    trainer.validate(classifier, data(), verbose=False)
+    assert recorder.evaluations["val"][0].threshold.tolist() == pytest.approx(classifier.threshold.tolist())
 
 
 def test_outside_of_fit_probabilities_and_thresholds_are_those_of_the_decision(tmp_path):
