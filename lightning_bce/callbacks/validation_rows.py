@@ -285,8 +285,9 @@ class FitsOnValidation(pl.Callback):
         held = getattr(flat[1][self.dataloader_idx], "dataset", None)
         if any(_share_rows(getattr(loader, "dataset", None), held) for loader in flat[0]):
             raise ValueError(
-                f"The validation data of {type(self).__name__} are rows that the model is trained on. A {self._what} "
-                "fitted on them would be that of a memory. Keep rows apart for validation, or leave the callback out."
+                f"The validation data of {type(self).__name__} are rows that the model is trained on, "
+                f"which it remembers: {self._what} fitted on them would not hold for others. Keep rows apart for "
+                "validation, or leave the callback out."
             )
 
 

@@ -137,7 +137,7 @@ def _check_first(first: list[str], path: str, header: bool, separator: str) -> N
     if header and twice:
         raise ValueError(
             f"{path} has column names that occur more than once: {listed(twice)}. Rename them; columns go by name. "
-            "If the first line is data already, pass `header=False`."
+            "If the first line is data already, pass `header=False` (`--data.header false`)."
         )
 
 
@@ -162,5 +162,5 @@ def _refuse_data_as_names(table: polars.DataFrame, path: str) -> None:
         return
     raise ValueError(
         f"The first line of {path} looks like data, not like column names: {listed(names, most=4)}. "
-        "If the file has no names, pass `header=False`; otherwise name its columns by words."
+        "If the file has no names, pass `header=False` (`--data.header false`); otherwise name its columns by words."
     )
