@@ -156,7 +156,8 @@ def _as_they_are(column: polars.Series, missing_values: Sequence[str]) -> Labels
     raise ValueError(
         f"The label column {shown(column.name)} has {table_of(counts)}: without `positive` labels must be 0 and 1, "
         f"true and false, or numbers between 0 and 1. Say which value is the positive class: `positive={likely}` "
-        f"(`--data.positive {likely}`). If this is not the label column, choose another with `target` (`--data.target`)."
+        f"(`--data.positive {likely}`). If this is not the label column, choose another with `target` "
+        "(`--data.target`)."
     )
 
 
