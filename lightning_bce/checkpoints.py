@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from lightning_bce.releases import weights_only_option
+
 _PARTIAL = ".partial"
 
 
@@ -65,7 +67,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             DamagedCheckpointError: If the file is not whole.
         """
         check_whole(path)
-        return super().load_checkpoint(path, map_location, trusted(path, weights_only))
+        with weights_only_option(trusted(path, weights_only)) as option:
+            return super().load_checkpoint(path, map_location, **option)
 
 
 def check_whole(path: str | Path) -> None:

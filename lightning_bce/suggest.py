@@ -36,7 +36,7 @@ def nearest_flag(message: str, parser: argparse.ArgumentParser) -> str | None:
         message: An error of argparse or jsonargparse.
         parser: The parser that raised it, or one above it.
     """
-    unknown = re.search(r"(?:unrecognized arguments|Key|Option)\W+(--)?'?([\w.]+)", message)
+    unknown = re.search(r"(?:[Uu]nrecognized arguments|Key|Option)\W+(--)?'?([\w.]+)", message)
     if unknown is None:
         return None
     flags = sorted({flag.lstrip("-") for flag in _flags(parser)})

@@ -30,6 +30,7 @@ FLOORS = {
     "data": 2,
     "plotting": 2,
     "recipe": 2,
+    "releases": 0,
     "priors": 2,
     "safe_yaml": 0,
     "suggest": 2,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_bce.data.own_rows import first_rows, own_rows
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics.untouched import untouched
+from lightning_bce.releases import loggable
 
 Stage = Literal["train", "val", "test"]
 T = TypeVar("T")
@@ -383,7 +384,7 @@ def log_alike(values: Mapping[str, Any], trainer: pl.Trainer, pl_module: pl.Ligh
     # The largest of equal values keeps them to the last digit, which a mean of three does not, and tells Lightning that
     # nothing is missing.
     pl_module.log_dict(
-        values,
+        {loggable(name): value for name, value in values.items()},
         on_step=False,
         on_epoch=True,
         reduce_fx="max",

@@ -12,6 +12,7 @@ from lightning_bce.decision import Decision
 from lightning_bce.heads import MultiLabelHead
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.metrics import LossTracker
+from lightning_bce.releases import loggable
 
 
 class Evaluates(pl.LightningModule):
@@ -147,7 +148,7 @@ class Evaluates(pl.LightningModule):
         # Every rank holds the same value, because the metrics have added up their states; the largest of them keeps it
         # to the last digit, which a mean of three does not, and tells Lightning that nothing is missing.
         self.log(
-            name,
+            loggable(name),
             value.float(),
             on_step=False,
             on_epoch=True,

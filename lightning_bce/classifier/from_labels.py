@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,7 +100,9 @@ class LearnsFromLabels(TakesBatches):
         """Write resolved values into the hyper-parameters, before loggers get them."""
         if "loss" in self._written:
             self._written["loss"] = to_plain(self.loss)
-            self.save_hyperparameters({"loss": self._written["loss"]})
+            # Not by `save_hyperparameters`, which up to Lightning 2.5 looks for a constructor among its callers.
+            self.hparams.update({"loss": self._written["loss"]})
+            self._hparams_initial = copy.deepcopy(self.hparams)
         shown = ", ".join(f"{name} = {_shortened(value)}" for name, value in found.items())
         rank_zero_info(f"{type(self.loss).__name__} of {int(counts.total.max())} training labels: {shown}")
 

@@ -39,6 +39,7 @@ from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import evaluation_metrics
 from lightning_bce.metrics.at_k import metrics_at_k
 from lightning_bce.priors import Bias, output_layer
+from lightning_bce.releases import weights_only_option
 from lightning_bce.spec import Recorded, SpecError, to_plain
 from lightning_bce.window import Window
 
@@ -498,9 +499,12 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
             ValueError: If a weight is NaN or infinite.
         """
         check_whole(checkpoint_path)
-        if len(args) < 4:  # else it is among them
-            kwargs["weights_only"] = trusted(checkpoint_path, kwargs.get("weights_only"))
-        found = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        safe = trusted(checkpoint_path, kwargs.pop("weights_only", None))
+        with weights_only_option(safe) as option:
+            if len(args) > 3:  # it is among them
+                option = {}
+            load: Any = super().load_from_checkpoint
+            found = load(checkpoint_path, *args, **option, **kwargs)
         if "threshold" in kwargs:
             found.decision.keep_given()
         if "deployment_prior" in kwargs:

@@ -94,13 +94,18 @@ class BinaryCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveRun,
             save_config_kwargs={"overwrite": True, "command": ["lightning-bce", *self._given]},
-            parser_class=Parser,
             parser_kwargs={"prog": "lightning-bce", "version": __version__, "description": _DESCRIPTION},
             trainer_defaults={"max_epochs": recipe.EPOCHS, "log_every_n_steps": 10, "default_root_dir": "runs"},
             args=self._given,
         )
 
     # -- the parser ---------------------------------------------------------------------------------------------------
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return Lightning's parser, of our class, which its constructor takes only in the latest releases."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = Parser
+        return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

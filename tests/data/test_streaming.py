@@ -19,6 +19,7 @@ from lightning_bce.callbacks import PredictionWriter
 from lightning_bce.data import ParquetStreamDataModule, TableDataModule, TablePreprocessor
 from lightning_bce.data.row_groups import ParquetSource
 from lightning_bce.data.stream_loader import StreamLoader
+from lightning_bce.releases import weights_only_option
 
 pytest.importorskip("pyarrow", reason="streams need pyarrow: pip install 'lightning_bce[stream]'")
 
@@ -212,7 +213,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(folder, tmp_path):
     def run(epochs, ckpt_path=None):
         data = ParquetStreamDataModule(folder, batch_size=32, **COMMON)
         model, trainer = classifier(data), a_trainer(tmp_path, max_epochs=epochs)
-        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        with weights_only_option(True) as read:
+            trainer.fit(model, data, ckpt_path=ckpt_path, **read)
         assert trainer.num_training_batches == -(-len(data.rows("train")) // 32)
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
         return list(model.parameters())
@@ -238,7 +240,8 @@ def test_a_run_that_is_cut_off_within_an_epoch_goes_on_with_its_other_rows(folde
         data = ParquetStreamDataModule(folder, batch_size=32, **COMMON, **WHOLE)
         model = Seen(torch.nn.Linear(data.num_features, 1), metrics=[])
         trainer = a_trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[SaveAfter13()])
-        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        with weights_only_option(True) as read:
+            trainer.fit(model, data, ckpt_path=ckpt_path, **read)
 
     seen = []
     run()
@@ -278,7 +281,8 @@ def test_epochs_that_are_cut_short_on_purpose_begin_at_their_beginning(folder, t
         data = ParquetStreamDataModule(folder, batch_size=32, **COMMON)
         model = Seen(torch.nn.Linear(data.num_features, 1), metrics=[])
         trainer = a_trainer(tmp_path, max_epochs=3, limit_train_batches=4, callbacks=[Save()])
-        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        with weights_only_option(True) as read:
+            trainer.fit(model, data, ckpt_path=ckpt_path, **read)
 
     seen = []
     run()
@@ -366,7 +370,8 @@ def test_a_checkpoint_predicts_and_tests_without_the_training_files(folder, tmp_
     assert early.num_features == data.num_features and early.class_names == ["y"]
 
     writer = PredictionWriter(str(tmp_path / "p.csv"))
-    a_trainer(tmp_path, callbacks=[writer]).predict(model, late, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    with weights_only_option(True) as read:
+        a_trainer(tmp_path, callbacks=[writer]).predict(model, late, ckpt_path=tmp_path / "last.ckpt", **read)
     preprocessor = TablePreprocessor()
     preprocessor.load_state_dict(data.state_dict()["preprocessor"])
     with torch.no_grad():

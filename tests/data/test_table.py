@@ -11,6 +11,7 @@ import torch
 
 from lightning_bce.data import TableDataModule
 from lightning_bce.data.splits import stratified_split
+from lightning_bce.releases import weights_only_option
 
 ROWS = 97
 
@@ -265,9 +266,11 @@ def test_a_checkpoint_predicts_without_the_training_file(tmp_path, written, path
     # As Lightning does it: set up, then restored from the checkpoint.
     late = TableDataModule(path, predict_path=new, batch_size=32, **COMMON)
     blank = Linear(data.num_features, data.num_labels)
-    found = trainer(tmp_path).predict(blank, late, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    with weights_only_option(True) as read:
+        found = trainer(tmp_path).predict(blank, late, ckpt_path=tmp_path / "last.ckpt", **read)
     # As a command line may do it: from the checkpoint alone, before anything is read.
-    alone = TableDataModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    with weights_only_option(True) as read:
+        alone = TableDataModule.load_from_checkpoint(tmp_path / "last.ckpt", **read)
     early = TableDataModule(path, predict_path=new, batch_size=32)
     early.restore(torch.load(tmp_path / "last.ckpt", weights_only=True)["TableDataModule"])
     assert alone.num_features == early.num_features == data.num_features
