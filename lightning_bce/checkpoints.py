@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
-import secrets
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from lightning_bce.files import whole_file
 from lightning_bce.releases import weights_only_option
-
-_PARTIAL = ".partial"
 
 
 class DamagedCheckpointError(ValueError):
@@ -43,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or not _is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with _replacing(Path(path)) as file:
+        with whole_file(Path(path)) as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
@@ -166,35 +163,6 @@ def check_finite(state_dict: Mapping[str, Any], parameters: Collection[str]) -> 
                     f"The parameter {name!r} of the checkpoint has {wrong} of {value.numel()} elements that are NaN or "
                     "infinite: every prediction would be. Take a checkpoint from before the training went wrong."
                 )
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """Open a new file that takes the place of another when all of it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because only within a file system is a file renamed in one step; not under the folder for
-    # temporary files, whatever TMPDIR says.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # or the name could be on the disk before the content
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk keep the new name, where the system can (Windows does without)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _is_local(path: Any) -> bool:

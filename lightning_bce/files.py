@@ -97,17 +97,24 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not from `tempfile`, whose files nobody else may read: this one gets the rights that the umask leaves.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    # Not from `tempfile`, whose files nobody else may read, and which may lie on another file system: only in one is a
+    # file renamed in one step. This one gets the rights that the umask leaves.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666), "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # or the name could be on the disk before the content
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # the new name too, where the system can; Windows does without
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def defused(text: str) -> str:
