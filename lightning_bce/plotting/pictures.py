@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_bce.plotting.calibration import ReliabilityDiagram
-from lightning_bce.plotting.decisions import ROC, Decisions, PrecisionRecall, ScoreHistograms
+from lightning_bce.plotting.decisions import Decisions
 from lightning_bce.plotting.drawing import Drawing, NothingToDraw
 from lightning_bce.plotting.hardness import GradientByLabel, HardnessShares, LossConcentration
 from lightning_bce.plotting.over_epochs import LossOverEpochs, SharesOverEpochs
+from lightning_bce.plotting.scores import ScoreHistograms
+from lightning_bce.plotting.threshold_curves import ROC, PrecisionRecall
 from lightning_bce.record import Evaluation, RunRecord
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ import numpy as np
 from lightning_bce.plotting import drawing as looks
 from lightning_bce.plotting import drawings, last_evaluation
 from lightning_bce.plotting.calibration import ReliabilityDiagram
-from lightning_bce.plotting.decisions import ROC, Decisions, PrecisionRecall
+from lightning_bce.plotting.decisions import Decisions
 from lightning_bce.plotting.drawing import Array, Drawing, array, number, percent, ratio, stage_name
 from lightning_bce.plotting.files import rendered
 from lightning_bce.plotting.hardness import LossConcentration
+from lightning_bce.plotting.threshold_curves import ROC, PrecisionRecall
 from lightning_bce.provenance import read_provenance
 from lightning_bce.record import Evaluation, RunRecord, read_run
 from lightning_bce.visible import visible

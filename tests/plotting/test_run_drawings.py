@@ -19,11 +19,13 @@ from lightning_bce.metrics.score_curves import score_auroc, score_average_precis
 from lightning_bce.metrics.score_histogram import ScoreBins
 from lightning_bce.plotting import drawings, pictures, text_pictures
 from lightning_bce.plotting.calibration import ReliabilityDiagram
-from lightning_bce.plotting.decisions import ROC, Decisions, PrecisionRecall, ScoreHistograms
+from lightning_bce.plotting.decisions import Decisions
 from lightning_bce.plotting.drawing import NEGATIVE, POSITIVE, NothingToDraw
 from lightning_bce.plotting.files import rendered
 from lightning_bce.plotting.hardness import GradientByLabel, HardnessShares, LossConcentration
 from lightning_bce.plotting.over_epochs import LossOverEpochs, SharesOverEpochs
+from lightning_bce.plotting.scores import ScoreHistograms
+from lightning_bce.plotting.threshold_curves import ROC, PrecisionRecall
 
 SIZES = [1, 5, 14, 500]
 NAMES = [
