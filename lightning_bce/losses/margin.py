@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import check_counts
 from lightning_bce.losses.count_rules import Rule, is_rule, positives_rule
 from lightning_bce.losses.stable import full_precision
+
+if TYPE_CHECKING:
+    from lightning_bce.losses.label_counts import LabelCounts
 
 
 def margin_bce(
@@ -53,15 +56,21 @@ def margin_bce(
         Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019.
         https://arxiv.org/abs/1906.07413
     """
-    check_shapes(logits, target)
     check_number("max_margin", max_margin, at_least=0)
     _check_scale(scale)
     if not isinstance(counts, Tensor):
         _check_label_counts(counts)
         counts = torch.as_tensor(counts, dtype=torch.float64)
-    seen = full_precision(counts if counts.is_floating_point() else counts.float()).clamp(min=0.5)
+    return _with_margins(logits, target, counts, counts.min(), max_margin, scale)
+
+
+def _with_margins(
+    logits: Tensor, target: Tensor, counts: Tensor, rarest: Tensor, max_margin: float, scale: float
+) -> Tensor:
+    check_shapes(logits, target)
+    seen, least = (full_precision(t if t.is_floating_point() else t.float()).clamp(min=0.5) for t in (counts, rarest))
     # Through the ratio: the same for all labels, however small their counts.
-    margin = max_margin * (seen / seen.min()) ** -0.25
+    margin = max_margin * (seen / least) ** -0.25
     scores = full_precision(logits)
     labels = target.to(scores.dtype)
     return bce_with_logits(scale * (scores - labels * per_label("counts", margin, logits).to(scores)), labels)
@@ -86,6 +95,7 @@ class MarginBCELoss(BinaryLoss):
     """
 
     counts: Tensor
+    rarest: Tensor
 
     def __init__(self, *, counts: Factor | Rule, max_margin: float = 0.5, scale: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
@@ -94,12 +104,18 @@ class MarginBCELoss(BinaryLoss):
         if not is_rule(counts):
             _check_label_counts(counts)  # type: ignore[arg-type]
         self._constant("counts", counts, positives_rule)
+        # A head cuts the counts with its labels, and the rarest of all stays the rarest.
+        self.register_buffer("rarest", self.counts.min(), persistent=False)
         self.max_margin = max_margin
         self.scale = scale
 
     def elementwise(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return :func:`margin_bce`."""
-        return margin_bce(logits, target, counts=self.counts, max_margin=self.max_margin, scale=self.scale)
+        return _with_margins(logits, target, self.counts, self.rarest, self.max_margin, self.scale)
+
+    def _take(self, name: str, value: Any, counts: LabelCounts) -> None:
+        super()._take(name, value, counts)
+        self.rarest = self.counts.min()
 
 
 def _check_scale(scale: float) -> None:

@@ -96,6 +96,12 @@ def test_constants_of_labels_are_cut_with_them(loss, a_target, compared):
     compared(a_head(loss), inputs(), a_target(ROWS, LABELS))
 
 
+def test_a_margin_is_that_of_the_rarest_label_also_in_batches_without_it(a_target, compared):
+    target = a_target(ROWS, LABELS)
+    target[:, :100] = 0  # the rarest label, and its whole chunk, have no positive
+    compared(a_head(MarginBCELoss(counts=1 + torch.arange(LABELS), fused=False)), inputs(), target)
+
+
 @pytest.mark.parametrize("cls", ELEMENTWISE, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.25}, {"gamma": 0.0}, {"gamma": 1.5}], ids=str)
 def test_the_short_form_of_a_negative_is_its_formula(cls, options):
