@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lightning_bce.losses import LabelCounts
+from lightning_bce.losses import BinaryLoss, LabelCounts
 
 # Chosen on five tables, three splits each: breast cancer, two digits, 6,512 rows of adult, and 9,343 of it with 6.7 %
 # positives. There a rate of 0.003, a cosine schedule, dropout 0.3 and batches of 64 were better on some and worse on
@@ -49,10 +49,34 @@ class Choice(NamedTuple):
     why: str
 
 
-def early_stopping() -> EarlyStopping:
-    """Return the callback that stops where the validation loss has stopped falling."""
+def early_stopping(patience: int = PATIENCE) -> EarlyStopping:
+    """Return the callback that stops where the validation loss has stopped falling.
+
+    Args:
+        patience: Epochs without a better validation loss until then.
+    """
     # A loss that is no number is not the end of a good run, which it would look like: FiniteGuard says so.
-    return EarlyStopping(monitor="val_loss", patience=PATIENCE, check_finite=False)
+    return EarlyStopping(monitor="val_loss", patience=patience, check_finite=False)
+
+
+def helps_to_calibrate(loss: BinaryLoss, validation: LabelCounts) -> bool:
+    """Return whether a calibration on the validation rows makes probabilities better, see FEWEST_TO_CALIBRATE.
+
+    Args:
+        loss: What the model was trained with. One that is not proper, or is minimised elsewhere, is always put right.
+        validation: The counts of the validation labels.
+
+    Example:
+        >>> from lightning_bce.losses import BCEWithLogitsLoss, FocalLoss
+        >>> few = LabelCounts(positives=20, negatives=400)
+        >>> helps_to_calibrate(BCEWithLogitsLoss(), few), helps_to_calibrate(FocalLoss(), few)
+        (False, True)
+    """
+    shift = loss.log_odds_shift
+    if shift is None or bool((shift != 0).any()):
+        return True
+    positives = validation.positives.sum()
+    return min(positives.item(), (validation.total.sum() - positives).item()) >= FEWEST_TO_CALIBRATE
 
 
 def choices(

@@ -32,6 +32,7 @@ FLOORS = {
     "recipe": 2,
     "releases": 0,
     "priors": 2,
+    "quiet": 0,
     "safe_yaml": 0,
     "suggest": 2,
     "loggers": 2,
@@ -41,6 +42,7 @@ FLOORS = {
     "plot_command": 3,
     "report": 3,
     "comparison": 4,
+    "sklearn": 4,
     "cli": 4,
     "__main__": 5,
 }

@@ -311,13 +311,10 @@ class BinaryCLI(LightningCLI):
         return made
 
     def _wants_calibration(self) -> bool:
-        shift = self.model.loss.log_odds_shift
-        proper = shift is not None and bool((shift == 0).all())
-        if not proper or isinstance(self.datamodule, _data.ParquetStreamDataModule):
+        if isinstance(self.datamodule, _data.ParquetStreamDataModule):
             return True
         counts = LabelCounts.of(self.datamodule.rows("val").columns["target"])
-        fewest = torch.minimum(counts.positives.sum(), (counts.total - counts.positives).sum()).item()
-        return fewest >= recipe.FEWEST_TO_CALIBRATE
+        return recipe.helps_to_calibrate(self.model.loss, counts)
 
     def _checkpoint_callbacks(self) -> list[pl.Callback]:
         """Return what writes names that a script can rely on: best.ckpt and, to go on from, last.ckpt."""

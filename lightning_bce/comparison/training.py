@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import random
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +23,7 @@ from lightning_bce.comparison.deciding import calibrate, calibrated
 from lightning_bce.comparison.rows import Array, SplitRows, as_rows, seeded
 from lightning_bce.comparison.scores import Judged, score_of
 from lightning_bce.losses import BinaryLoss
+from lightning_bce.quiet import without_chatter
 from lightning_bce.spec import Spec, build, load_class
 
 STOP_BY = ("average_precision", "log_loss", "own_loss")
@@ -67,7 +66,7 @@ def train(rows: SplitRows, loss: Spec, recipe: Mapping[str, Any], optimizer: Spe
     Raises:
         NotFiniteError: If the loss or a weight is no number.
     """
-    with isolate_rng(), _quiet():
+    with isolate_rng(), without_chatter():
         built: BinaryLoss = build(loss, BinaryLoss)  # first, so that what it draws moves nothing
         seeded(seed)
         random.seed(seed)
@@ -179,19 +178,6 @@ class _Best(pl.Callback):
             return (log_loss,)
         precision = float(score_of("average_precision", judged, 1.0)[0])
         return (-math.inf if math.isnan(precision) else precision, log_loss)  # no label with both classes: equal
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _reset_peak() -> None:
