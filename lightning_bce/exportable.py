@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_bce.outputs import logits_of
+
 
 class Exportable(nn.Module):
     """What a classifier predicts, without Lightning: in evaluation mode, a copy with calibration and thresholds.
@@ -14,7 +16,7 @@ class Exportable(nn.Module):
     Made by ``BinaryClassifier.exportable()``.
 
     Args:
-        network: Returns logits.
+        network: Returns logits, as :func:`~lightning_bce.outputs.logits_of` finds them.
         decision: Takes logits and returns probabilities and decisions.
 
     Example:
@@ -34,5 +36,5 @@ class Exportable(nn.Module):
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Return the probability in float32 and the decision; one label gives (N,), C labels (N, C, ...)."""
-        probability, decision = self.decision(self.network(inputs))
+        probability, decision = self.decision(logits_of(self.network(inputs)))
         return probability, decision

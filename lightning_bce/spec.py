@@ -228,7 +228,7 @@ def describe(module: nn.Module) -> Spec:
             children = list(children.values())
         return {"class_path": class_path(cls), "children": children}
     spec: Spec = {"class_path": class_path(cls), "init_args": _arguments_from_attributes(module)}
-    _check_rebuilds(module, spec)
+    check_rebuilds(module, spec)
     return spec
 
 
@@ -253,7 +253,12 @@ def _arguments_from_attributes(module: nn.Module) -> dict[str, Any]:
     return arguments
 
 
-def _check_rebuilds(module: nn.Module, spec: Spec) -> None:
+def check_rebuilds(module: nn.Module, spec: Spec) -> None:
+    """Refuse a spec from which another module than this one is built, by structure, shapes and plain attributes.
+
+    Raises:
+        SpecError: If so.
+    """
     cls = type(module)
     # No checkpoint holds a non-persistent buffer, so its values have to be the same; on the meta device there are none.
     device = "cpu" if any(part._non_persistent_buffers_set for part in module.modules()) else "meta"

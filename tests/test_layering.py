@@ -32,6 +32,7 @@ FLOORS = {
     "recipe": 2,
     "releases": 0,
     "priors": 2,
+    "outputs": 0,
     "quiet": 0,
     "safe_yaml": 0,
     "suggest": 2,

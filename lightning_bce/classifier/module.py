@@ -38,6 +38,7 @@ from lightning_bce.losses.base import per_label
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import evaluation_metrics
 from lightning_bce.metrics.at_k import metrics_at_k
+from lightning_bce.outputs import logits_of
 from lightning_bce.priors import Bias, output_layer
 from lightning_bce.releases import weights_only_option
 from lightning_bce.spec import Recorded, SpecError, to_plain
@@ -79,7 +80,8 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
     is called differently, ``configure_optimizers`` for anything that ``optimizer`` and ``lr_scheduler`` cannot say.
 
     Args:
-        model: Backbone that returns logits: (N,) or (N, 1) for one label, (N, C) or (N, C, ...) for C.
+        model: Backbone that returns logits: (N,) or (N, 1) for one label, (N, C) or (N, C, ...) for C; or a mapping
+            or an object that has them as ``logits``, or as ``out``.
         loss: What is minimised. None is BCEWithLogitsLoss. A loss on probabilities receives the sigmoid of the logits.
             With reduction "sum" the sum is minimised and the mean logged.
         num_labels: Number of labels C.
@@ -203,8 +205,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
 
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits of a batch of inputs; with a head what the head takes."""
-        logits: Tensor = self.model(inputs)
-        return logits
+        return logits_of(self.model(inputs))
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and, if there is one, the scheduler."""
