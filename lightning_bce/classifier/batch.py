@@ -33,8 +33,9 @@ class TakesBatches(pl.LightningModule):
     def unpack_batch(self, batch: Any) -> Batch:
         """Return the parts of a batch. Override it for batches of another form.
 
-        Accepted are a mapping with "inputs" and, as far as there are, "target", "weight", "mask" and "id"; a tuple
-        (inputs, target) or (inputs, target, weight); and in prediction the inputs alone.
+        Accepted are a mapping with "inputs" and, as far as there are, "target", "weight", "mask" and "id"; tokens as
+        collators of transformers put them together, a mapping with "input_ids", what belongs to it, and "labels" as the
+        target; a tuple (inputs, target) or (inputs, target, weight); and in prediction the inputs alone.
 
         Raises:
             TypeError: If the batch has none of these forms.
@@ -43,6 +44,9 @@ class TakesBatches(pl.LightningModule):
             return batch
         if isinstance(batch, Mapping) and "inputs" in batch:
             return Batch(batch["inputs"], *(batch.get(name) for name in Batch._fields[1:]))
+        if isinstance(batch, Mapping) and "input_ids" in batch:
+            others = [batch.get(name) for name in ("labels", *Batch._fields[2:])]
+            return Batch({k: v for k, v in batch.items() if k not in ("labels", *Batch._fields[2:])}, *others)
         if isinstance(batch, Tensor):
             return Batch(batch)
         if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
