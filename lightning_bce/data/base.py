@@ -91,6 +91,27 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
         self._fold: tuple[int, int] | None = None
         self._is_cut = False
 
+    @property
+    def trainer(self) -> pl.Trainer | None:
+        """The trainer whose data module this is.
+
+        Raises:
+            TypeError: When a trainer of ``pytorch_lightning`` takes the data module.
+        """
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        # Here, because that trainer would fail two steps later, with "Expected a parent".
+        if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
+            raise TypeError(
+                f"{type(self).__name__} is a data module of `lightning.pytorch`, and this trainer is of "
+                "`pytorch_lightning`, which takes its own classes only. Use `lightning.pytorch.Trainer`, or pass the "
+                "loaders: `trainer.fit(module, data.train_dataloader(), data.val_dataloader())`. Callbacks, losses "
+                "and metrics work with both."
+            )
+        self._trainer: pl.Trainer | None = trainer
+
     def use_fold(self, fold: int, folds: int) -> None:
         """Cut the rows by a stratified cross-validation instead of by ``test_fraction``, before they are read.
 
