@@ -13,6 +13,7 @@ from lightning_bce.decision import fit_thresholds as fit_thresholds
 from lightning_bce.decision import tune_thresholds as tune_thresholds
 from lightning_bce.heads import HeadBackwardError as HeadBackwardError
 from lightning_bce.heads import MultiLabelHead as MultiLabelHead
+from lightning_bce.heads import SparseInputs as SparseInputs
 from lightning_bce.heads import SparseTarget as SparseTarget
 from lightning_bce.losses import AsymmetricLoss as AsymmetricLoss
 from lightning_bce.losses import AUCMarginLoss as AUCMarginLoss
@@ -99,5 +100,6 @@ from lightning_bce.metrics import MultilabelLogLoss as MultilabelLogLoss
 from lightning_bce.metrics import MultilabelReliabilityCurve as MultilabelReliabilityCurve
 from lightning_bce.metrics import ScoreHistogram as ScoreHistogram
 from lightning_bce.models import SmallConvNet as SmallConvNet
+from lightning_bce.models import SparseMLP as SparseMLP
 from lightning_bce.models import TabularMLP as TabularMLP
 from lightning_bce.spec import Recorded as Recorded
