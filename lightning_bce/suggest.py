@@ -37,7 +37,7 @@ def nearest_flag(message: str, parser: argparse.ArgumentParser) -> str | None:
         parser: The parser that raised it, or one above it.
     """
     unknown = re.search(r"(?:[Uu]nrecognized arguments|Key|Option)\W+(--)?'?([\w.]+)", message)
-    if unknown is None:
+    if unknown is None or "is required" in message:
         return None
     flags = sorted({flag.lstrip("-") for flag in _flags(parser)})
     found = difflib.get_close_matches(unknown[2], flags, n=1, cutoff=0.6)
@@ -81,6 +81,7 @@ def shortened(message: str) -> str:
         reasons = [line.strip().removeprefix("- ") for line in tried[1].splitlines() if "NoneType" not in line]
         return where + "\n  ".join(reason for reason in reasons if reason)
     missing = re.search(r"arguments are required: \w+\.(\S+)", message)
+    missing = missing or re.search(r"(?:Key|Option) [\"']\w+\.(\S+)[\"'] is required", message)  # older releases
     if missing is not None:
         return f"--{missing[1]} is missing." + (_DATA_ADVICE if missing[1] == "data" else "")
     return "\n  ".join(line.rstrip() for line in message.strip().splitlines() if line.strip())

@@ -4,6 +4,7 @@ import os
 import random
 from functools import partial
 
+import lightning
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -202,6 +203,7 @@ def test_what_an_evaluation_has_read_does_not_reach_a_later_fit():
     assert torch.equal(before["torch"], random_state()["torch"])
 
 
+@pytest.mark.skipif(lightning.__version__.startswith("2.4"), reason="Lightning 2.4 draws the rows of the epoch anew")
 def test_two_and_two_are_four_from_the_end_of_a_validation(tmp_path):
     options = {"checkpoint": {"save_on_train_epoch_end": False}, **SCHEDULES["plateau"]}
     assert_equal_runs(*two_and_two(tmp_path, Plain, **options))
