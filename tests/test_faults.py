@@ -29,6 +29,6 @@ def test_every_fault_is_there():
 def test_a_fault_has_its_test(row):
     _, behaviour, tests = row
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
-    assert named or "as the README says" in behaviour
+    assert named or "as [the limits](limits.md) say" in behaviour
     for file, name in named:
         assert f"test_{name}" in functions(ROOT / "tests" / file), f"{file} has no test_{name}"

@@ -1,4 +1,4 @@
-"""Time and peak memory of value and gradient, ours and others', side by side: the README's table, CSV and plot.
+"""Time and peak memory of value and gradient, ours and others', side by side: the table of docs/speed.md, CSV and plot.
 
 python tests/benchmarks/one_pass.py --output docs
 

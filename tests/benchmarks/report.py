@@ -1,4 +1,4 @@
-"""What is written and printed of the rows: a CSV, tables, a plot, and the lines of the README."""
+"""What is written and printed of the rows: a CSV, tables, a plot, and the lines of docs/speed.md."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def print_tables(rows: list[Row]) -> None:
 
 
 def headline(rows: list[Row]) -> str:
-    """Return the lines of the README: at 2^24 elements, or the most there are, in the first dtype."""
+    """Return the lines of docs/speed.md: at 2^24 elements, or the most there are, in the first dtype."""
     sizes = {row["batch"] for row in rows if row["status"] == "measured"}
     elements = 2**24 if 2**24 in sizes else max(sizes)
     lines = []

@@ -1,4 +1,4 @@
-"""Eight losses against BCE with a tuned threshold on five data sets: the README's table, its verdicts and pictures.
+"""Eight losses against BCE with a tuned threshold on five data sets: what docs/howto/choose-a-loss.md shows.
 
 python tests/benchmarks/which_loss.py --data ../shared/data --output docs
 

@@ -80,6 +80,18 @@ def test_docstrings_leave_no_markup_of_sphinx_behind(site):
     assert "<math" in (site / "reference" / "losses.html").read_text(encoding="utf-8")
 
 
+def test_every_link_of_the_readme_has_its_file_and_heading():
+    links = re.findall(
+        r"(?:\]\(|src=\")(?!http)([^)#\"]+)(?:#([\w-]+))?", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    assert len(links) > 30
+    for path, heading in links:
+        assert (ROOT / path).exists(), path
+        if heading:
+            found = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(encoding="utf-8"), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in found], heading
+
+
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_page_fits_a_phone_and_asks_for_nothing(site, dark):

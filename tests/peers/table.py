@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/peers.md: PYTHONPATH=tests python -m peers.table [library ...]
+"""Write the tables of docs/peers.md: PYTHONPATH=tests python -m peers.table [library ...]
 
 What a library supports is measured by running it. The column of one that is not named, or cannot be asked here, stays
 as it is; so the libraries may be measured in different environments.
@@ -52,7 +52,7 @@ def markdown_of(head: list[str], rows: list[list[str]]) -> str:
 
 
 def support(committed: str, asked: list[str]) -> str:
-    """Return the README's table: the losses that some library has, and what each supports."""
+    """Return the first table: the losses that some library has, and what each supports."""
     old = parsed(committed)
     compared = {function.loss for function in FUNCTIONS}
     rows = [["version", *_versions(old, asked), ""]]
@@ -110,26 +110,21 @@ def legend(committed: str, asked: list[str]) -> str:
     return "".join(f"- **{letter}**: {what}.\n" for letter, what in LETTERS.items())
 
 
-TABLES = {
-    "peers": (ROOT / "README.md", support),
-    "letters": (ROOT / "README.md", legend),
-    "names": (ROOT / "docs" / "peers.md", names),
-    "faults": (ROOT / "docs" / "peers.md", faults),
-}
+PAGE = ROOT / "docs" / "peers.md"
+TABLES = {"peers": support, "letters": legend, "names": names, "faults": faults}
 
 
 def generated(marker: str, asked: list[str]) -> tuple[str, str]:
     """Return what stands between the markers and what should."""
-    path, table = TABLES[marker]
-    committed = block(path.read_text(), marker)
-    return committed, table(committed, asked)
+    committed = block(PAGE.read_text(), marker)
+    return committed, TABLES[marker](committed, asked)
 
 
 def main(asked: list[str]) -> None:
     """Bring all tables up to date with the libraries that are named, or with all that are installed."""
     asked = asked or installed()
-    for marker, (path, _) in TABLES.items():
-        path.write_text(with_block(path.read_text(), marker, generated(marker, asked)[1]))
+    for marker in TABLES:
+        PAGE.write_text(with_block(PAGE.read_text(), marker, generated(marker, asked)[1]))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
-"""The tables of the README and of docs/peers.md are what the libraries that are installed give."""
+"""The tables of docs/peers.md are what the libraries that are installed give."""
 
 import functools
-from pathlib import Path
 
 import pytest
 from peers.functions import FUNCTIONS
 from peers.libraries import PEERS, Missing, installed, load, version
 from peers.presence import NOBODYS, OTHER_FORMS, name_of, our_losses, shared_losses
 from peers.probes import LETTERS, is_exact, letters_of_ours
-from peers.table import TABLES, block, generated, parsed
+from peers.table import PAGE, TABLES, block, generated, parsed
 
 HOW = "Bring it up to date: PYTHONPATH=tests python -m peers.table"
 
 
 @pytest.mark.parametrize("marker", TABLES)
 def test_a_table_is_what_the_generator_gives(marker):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    measured = parsed(block(readme, "peers"))["version"]
+    measured = parsed(block(PAGE.read_text(), "peers"))["version"]
     # One that is missing, or there in another version than the table's, keeps its column.
     asked = [peer for peer in installed() if version(peer) == measured[peer]]
     committed, fresh = generated(marker, asked)
