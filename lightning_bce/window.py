@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_bce.engine import sum_dtype
+from lightning_bce.engine.memory import own_part
 from lightning_bce.losses import BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.losses.sums import safe_ratio
 
@@ -128,21 +129,6 @@ def _always_counts(loss: BinaryLoss) -> bool:
     """Return whether each element counts, if none is masked. Rows and weights may be such that none does."""
     counting: Any = loss.terms[loss.leading] if isinstance(loss, CombinedLoss) else loss
     return bool(loss.ignore_index is None and counting.per_element and counting.reduction != "weighted_mean")
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor: all of it, or its part of a sharded one (a DTensor).
-
-    Args:
-        tensor: Any tensor. A part shares its memory; take it under ``torch.no_grad()`` to write to it.
-
-    Example:
-        >>> own_part(torch.ones(3))
-        tensor([1., 1., 1.])
-    """
-    part: Any = tensor
-    # Not `isinstance`: the import of DTensor takes part of a second, and its place has moved.
-    return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
 
 
 def _gradients(optimizers: Iterable[Optimizer]) -> list[list[Tensor]]:

@@ -7,11 +7,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_bce import BCEWithLogitsLoss, BinaryClassifier, FocalLoss, MultiLabelHead, SparseTarget
+from lightning_bce.heads import ChunkAdamW
 from lightning_bce.metrics import NDCGAtK, PrecisionAtK, PropensityScoredPrecisionAtK
 
 pytestmark = [
@@ -41,10 +43,11 @@ def backbone():
     return nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.Tanh())
 
 
-def with_head(loss=None, **options):
+def with_head(loss=None, kind=BinaryClassifier, update=None, **options):
     model = backbone()
     loss = FocalLoss(gamma=2.0, ignore_index=-1) if loss is None else loss
-    return BinaryClassifier(model, head=MultiLabelHead(WIDTH, LABELS, loss, chunk_labels=8), optimizer=ADAMW, **options)
+    head = MultiLabelHead(WIDTH, LABELS, loss, chunk_labels=8, update=update)
+    return kind(model, head=head, optimizer=ADAMW, **options)
 
 
 def dense(loss=None):
@@ -114,9 +117,13 @@ def test_any_cut_trains_like_the_dense_classifier(cut):
     assert_close(logged["train_loss_step"], right["train_loss_step"])
 
 
-def on_a_rank(rank):
+def as_a_rank(rank):
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # the group is there already
+
+
+def on_a_rank(rank):
+    as_a_rank(rank)
     return train(with_head(), "ranks", rank)[0]
 
 
@@ -124,6 +131,98 @@ def test_two_ranks_train_like_the_dense_classifier_on_one(on_two_ranks):
     expected, _ = dense_result()
     for found in on_two_ranks(on_a_rank):
         assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+# -- labels over ranks ------------------------------------------------------------------------------------------------
+
+
+class LabelsOverRanks(BinaryClassifier):
+    """Each rank has a slice of the labels; ranks that have the same slice have batches of their own."""
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        if self.head.is_sharded:  # by the run before
+            return
+        self.head.shard_labels(self.device_mesh["tensor_parallel"])
+        rows = self.device_mesh["data_parallel"]
+        if rows.size() > 1:
+            fully_shard(self.model, mesh=rows)
+            fully_shard(self.head, mesh=rows)
+            for name in ("loss_and_sums", "log_loss_sums", "topk"):
+                register_fsdp_forward_method(self.head, name)
+
+
+class NotExchanged(BinaryClassifier):
+    def configure_model(self):
+        self.head.shard_labels(self.device_mesh["tensor_parallel"])
+
+
+def whole_weights(classifier):
+    parameters = [*classifier.model.parameters(), *classifier.head.parameters()]
+    return torch.cat([(p.full_tensor() if hasattr(p, "full_tensor") else p).detach().flatten() for p in parameters])
+
+
+def a_run(classifier, batches, folder, options=dict):
+    """Return weights after a training that was resumed, what validation logs, and a prediction."""
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 2}, use_distributed_sampler=False, **options())
+    trainer.fit(classifier.double(), batches)
+    trainer.save_checkpoint(folder)
+    trainer = pl.Trainer(**QUIET, use_distributed_sampler=False, **options())
+    again = with_head(kind=type(classifier), update=None if classifier.head.update is None else ChunkAdamW(0.05))
+    trainer.fit(again.double(), batches, ckpt_path=folder)
+    (logged,) = trainer.validate(again, batches, verbose=False)
+    inputs = rows()[0]
+    (found,) = trainer.predict(again, DataLoader(inputs, batch_size=len(inputs)))
+    return whole_weights(again), logged, found["probability"], found["label"]
+
+
+def by_mesh(*sizes, cut="whole", distributed=False):
+    strategy = ModelParallelStrategy(*sizes, save_distributed_checkpoint=distributed)
+    options = {"strategy": strategy, "devices": 2, "plugins": [TorchElasticEnvironment()]}
+    return options | {"accumulate_grad_batches": CUTS[cut][0]}
+
+
+def over_ranks(rank, folder):
+    as_a_rank(rank)
+    batches = loader("whole", True)
+    for update, said in ((None, "fully_shard"), (ChunkAdamW(), "2 ranks with the same labels")):
+        with pytest.raises(ValueError, match=said):
+            pl.Trainer(**QUIET, **by_mesh(2, 1)).fit(with_head(kind=NotExchanged, update=update), batches)
+    results = []
+    for number, (sizes, cut, update, distributed) in enumerate(OVER_RANKS):
+        options = partial(by_mesh, *sizes, cut=cut, distributed=distributed)
+        classifier = with_head(kind=LabelsOverRanks, update=ChunkAdamW(0.05) if update else None)
+        batches = loader(cut, True, rank if sizes[0] == 2 else 0)
+        results.append(a_run(classifier, batches, f"{folder}/{number}", options))
+    return results
+
+
+# Ranks with batches and ranks with labels of their own; how batches are cut; whether the head steps by chunks, and each
+# rank writes its part of the checkpoint.
+OVER_RANKS = [
+    ((1, 2), "uneven", False, False),
+    ((1, 2), "whole", True, True),
+    ((1, 2), "whole", True, False),
+    ((2, 1), "ranks", False, True),
+]
+
+
+def test_labels_over_ranks_train_resume_validate_and_predict_like_one_process(on_two_ranks, tmp_path):
+    by_rank = on_two_ranks(over_ranks, str(tmp_path))
+    for number, (_, _, update, distributed) in enumerate(OVER_RANKS):
+        classifier = with_head(update=ChunkAdamW(0.05) if update else None)
+        weights, logged, probability, labels = a_run(classifier, loader("whole", True), tmp_path / f"alone{number}")
+        for results in by_rank:
+            found, also, probable, best = results[number]
+            assert_close(found, weights, rtol=1e-9, atol=1e-11)
+            assert torch.equal(best, labels)
+            assert_close(probable, probability, rtol=1e-6, atol=0)
+            for name in ("val_loss", "val_log_loss", "val_PrecisionAt5", "val_NDCGAt5"):
+                assert also[name] == pytest.approx(logged[name], rel=1e-6)
+        if not distributed:
+            alone = BinaryClassifier.load_from_checkpoint(tmp_path / str(number))
+            assert alone.head.weight.shape == (LABELS, WIDTH) and not alone.head.is_sharded
 
 
 @pytest.mark.parametrize("loss", [BCEWithLogitsLoss(ignore_index=-1), FocalLoss(ignore_index=-1)], ids=["BCE", "focal"])

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from lightning_bce.window import own_part
+from lightning_bce.engine.memory import own_part
 
 
 class NotFiniteError(ArithmeticError):

@@ -432,11 +432,26 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
 
     def on_train_start(self) -> None:
         """Have the loss check the values of its first batch, and refuse what a head that steps cannot have."""
-        if self.head is not None and self.head.update is not None:
-            _check_update(self.trainer)
+        if self.head is not None:
+            self._check_head(self.head)
         self._recheck()
         self._window.forget()
         self._warn_of_stale_decision()
+
+    def _check_head(self, head: MultiLabelHead) -> None:
+        mesh = self._data_mesh if head.is_sharded else None
+        ranks = self.trainer.world_size if mesh is None else mesh.size()
+        if head.update is not None:
+            _check_update(self.trainer, ranks)
+        elif mesh is not None and ranks > 1 and self.automatic_optimization:
+            from torch.distributed.fsdp import FSDPModule
+
+            if not any(isinstance(module, FSDPModule) for module in (self, head)):
+                raise ValueError(
+                    f"The head's labels are sharded, and {ranks} ranks with batches of their own hold the same labels "
+                    "and would not exchange their gradients. In `configure_model`, after `shard_labels`: "
+                    "`fully_shard(self.head, mesh=self.device_mesh['data_parallel'])`; see `shard_labels`."
+                )
 
     def _warn_of_stale_decision(self) -> None:
         fitted_again = {getattr(callback, "fits", None) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
@@ -558,8 +573,8 @@ def _compiled_sums() -> Callable[..., tuple[dict[str, LossSums], LossSums]]:
     return torch.compile(_sums)
 
 
-def _check_update(trainer: pl.Trainer) -> None:
-    """Refuse what needs the gradient of all weights before any of them moves."""
+def _check_update(trainer: pl.Trainer, ranks: int) -> None:
+    """Refuse what needs the gradient of all weights before any of them moves; ``ranks`` hold the same weights."""
     reasons = {
         f"`gradient_clip_val` is {trainer.gradient_clip_val}, and the norm of a gradient that never exists is not "
         "known": bool(trainer.gradient_clip_val),
@@ -569,7 +584,7 @@ def _check_update(trainer: pl.Trainer) -> None:
         "the precision scales gradients, and the weights would have moved before they are unscaled": (
             getattr(trainer.precision_plugin, "scaler", None) is not None
         ),
-        f"there are {trainer.world_size} ranks, which would have to exchange the gradients": trainer.world_size > 1,
+        f"there are {ranks} ranks with the same labels, which would have to exchange the gradients": ranks > 1,
     }
     for reason, given in reasons.items():
         if given:

@@ -1,4 +1,4 @@
-"""Memory for a large gradient, in huge pages where the system has them."""
+"""Where numbers lie: a large gradient in huge pages, and this rank's part of a sharded tensor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import mmap
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,21 @@ def large_buffer(shape: torch.Size, dtype: torch.dtype, device: torch.device) ->
         end = (buffer.data_ptr() + size) // HUGE * HUGE
         advise(begin, end - begin, mmap.MADV_HUGEPAGE)  # an advice: if it fails, all is as without it
     return buffer
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor: all of it, or its part of a sharded one (a DTensor).
+
+    Args:
+        tensor: Any tensor. A part shares its memory; take it under ``torch.no_grad()`` to write to it.
+
+    Example:
+        >>> own_part(torch.ones(3))
+        tensor([1., 1., 1.])
+    """
+    part: Any = tensor
+    # Not `isinstance`: the import of DTensor takes part of a second, and its place has moved.
+    return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
 
 
 @functools.cache

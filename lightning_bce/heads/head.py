@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_bce.engine import sum_dtype
+from lightning_bce.engine.memory import own_part
 from lightning_bce.heads.formula import HeadFormula
 from lightning_bce.heads.prediction import best_labels, scores_of
+from lightning_bce.heads.shards import LabelShards
 from lightning_bce.heads.targets import SparseTarget
 from lightning_bce.heads.updates import ChunkUpdate
 from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size
@@ -18,6 +21,9 @@ from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
 from lightning_bce.losses.checks import check_factor, check_unit, check_whole
 from lightning_bce.losses.sums import safe_ratio
 from lightning_bce.spec import Recorded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class HeadBackwardError(RuntimeError):
@@ -108,24 +114,104 @@ class MultiLabelHead(Recorded, nn.Module):
         self.weight = nn.Parameter(torch.empty(num_labels, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype)) if bias else None
         self.dense_part: float | None = None
-        """Of the last training pass, the part whose products backward were whole; see docs/howto/many-labels.md."""
-        self.reset_parameters()
+        """Of the last training pass, the part of the labels whose products backward were whole: docs/howto/many-labels.md."""
         self.update = update
+        self._shards: LabelShards | None = None
+        self.reset_parameters()
         if update is not None:
             for parameter in self.parameters():
                 parameter.requires_grad_(False)
             update.attach(weight=self.weight, bias=self.bias)
 
     def reset_parameters(self) -> None:
-        """Draw the parameters as nn.Linear does, and set the biases to the prior if there is one."""
+        """Draw the parameters as nn.Linear does, set the biases to the prior if there is one, and begin anew."""
         bound = 1 / math.sqrt(self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is None:
+        weight, bias = own_part(self.weight.detach()), None if self.bias is None else own_part(self.bias.detach())
+        random = None if self._shards is None else self._shards.random(weight.device)
+        weight.uniform_(-bound, bound, generator=random)
+        if bias is not None and self.prior is None:
+            bias.uniform_(-bound, bound, generator=random)
+        elif bias is not None:
+            assert self.prior is not None
+            bias.fill_(math.log(self.prior) - math.log1p(-self.prior))
+        if self.update is not None:
+            self.update.reset()
+
+    # -- labels over ranks --------------------------------------------------------------------------------------------
+
+    def shard_labels(self, mesh: DeviceMesh) -> None:
+        """Keep of the labels only this rank's: a contiguous slice of weights, biases and the optimizer's state.
+
+        Every rank of the mesh then needs every sample of a batch, with its target of all labels, as Lightning's sampler
+        deals them out under ModelParallelStrategy. Losses, sums, gradients of the inputs, :meth:`topk` and
+        :meth:`probability` are those of the whole head, the same on all ranks. The ranks add up the gradient of the
+        inputs and the sums of the loss; predicting, they exchange the k best of each. Nothing else is communicated.
+
+        The parameters become DTensors, which begin as the whole head of the mesh's first rank; a head made with
+        ``device="meta"`` exists nowhere as a whole, and each rank draws its own labels. Call it before the optimizer is
+        made, in Lightning in ``configure_model``: ``self.head.shard_labels(self.device_mesh["tensor_parallel"])``. A
+        second call with the same mesh does nothing, because Lightning calls that hook before every run.
+
+        Where a second dimension of the mesh has batches of its own, FSDP2 exchanges the gradients over it. It watches
+        `forward` alone: ``fully_shard(self.head, mesh=self.device_mesh["data_parallel"])``, then
+        ``register_fsdp_forward_method(self.head, name)`` for "loss_and_sums", "log_loss_sums" and "topk". Needs torch
+        2.5, for FSDP2 2.6. torch does not clip by norm where some weights are sharded and others whole.
+
+        Whole state dicts, which fit any head, are those of ``torch.distributed.checkpoint.state_dict`` with
+        ``full_state_dict=True``, which Lightning takes with ``save_distributed_checkpoint=False``.
+
+        Args:
+            mesh: Of one dimension.
+
+        Raises:
+            TypeError: If it is no mesh.
+            ValueError: If it has several dimensions, or a rank would have no label.
+            RuntimeError: If the head is sharded already.
+        """
+        shards = LabelShards(mesh, self.num_labels)
+        if self._shards is not None and self._shards.mesh == mesh:
             return
-        if self.prior is None:
-            nn.init.uniform_(self.bias, -bound, bound)
-        else:
-            nn.init.constant_(self.bias, math.log(self.prior) - math.log1p(-self.prior))
+        if self._shards is not None or any(hasattr(p, "device_mesh") for p in self.parameters()):
+            raise RuntimeError(
+                "The head's parameters are sharded already, over another mesh. Call `shard_labels` with one mesh, and "
+                "before `fully_shard`."
+            )
+        if self.update is not None:
+            self.update.shard(shards.part)
+        drawn = self.weight.is_meta
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            setattr(self, name, nn.Parameter(shards.part(parameter), requires_grad=parameter.requires_grad))
+        self._shards = shards
+        if drawn:
+            self.reset_parameters()
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether :meth:`shard_labels` was called."""
+        return self._shards is not None
+
+    @property
+    def own_labels(self) -> range:
+        """The labels that this rank computes: all of them, unless :meth:`shard_labels` was called."""
+        return range(self.num_labels) if self._shards is None else self._shards.own
+
+    def _held(self) -> tuple[Tensor, Tensor | None]:
+        """Return weights and biases of this rank's labels, differentiable."""
+        parameters: tuple[Any, Any] = self.weight, self.bias
+        if self._shards is None:
+            return parameters
+        self._shards.check_held(self.weight)
+        return parameters[0].to_local(), None if parameters[1] is None else parameters[1].to_local()
+
+    def _of_all(self, losses: Tensor) -> Tensor:
+        """Return the sums of the loss over the labels of all ranks."""
+        if self._shards is None:
+            return losses
+        whole = losses
+        if self.per_label:
+            whole = losses.new_zeros(self.num_labels, 2)
+            whole[self.own_labels.start : self.own_labels.stop] = losses
+        return self._shards.add_up(whole)
 
     def _arguments(self) -> tuple[dict[str, Any], dict[str, Any]]:
         # A checkpoint names the dtype, and a module that is built from it goes to the device that is there then.
@@ -172,23 +258,24 @@ class MultiLabelHead(Recorded, nn.Module):
         # [needs_input_grad] Under `no_grad` autograd.Function still says that inputs need gradients, and validation
         # would pay for them. So it is asked here.
         learning = torch.is_grad_enabled()
-        wanted = tuple(learning and t is not None and t.requires_grad for t in (inputs, self.weight, self.bias))
+        weight, bias = walk.weight, walk.bias
+        wanted = tuple(learning and t is not None and t.requires_grad for t in (inputs, weight, bias))
         if learning and self.update is not None and self.training:
             walk, wanted = walk._replace(step=self._step), (wanted[0], True, self.bias is not None)
             self.update.begin()
         if any(wanted):
-            loss, losses = _Head.apply(inputs, self.weight, self.bias, walk, wanted, self)  # type: ignore[no-untyped-call]
+            loss, losses = _Head.apply(inputs, weight, bias, walk, wanted, self)  # type: ignore[no-untyped-call]
         else:
-            losses, *_ = walk.run((False, False, False))
+            losses = self._of_all(walk.run((False, False, False))[0])
             loss = losses.sum()
             loss = (loss if self.loss.reduction == "sum" else safe_ratio(loss, total_weight)).to(self._full)
         return loss, LossSums(losses.to(self._full), counted.to(self._full))
 
     def _step(self, begin: int, end: int, of_weight: Tensor, of_bias: Tensor | None) -> None:
         assert self.update is not None
-        self.update.step("weight", self.weight.data, of_weight, begin, end)
+        self.update.step("weight", own_part(self.weight.data), of_weight, begin, end)
         if self.bias is not None and of_bias is not None:
-            self.update.step("bias", self.bias.data, of_bias, begin, end)
+            self.update.step("bias", own_part(self.bias.data), of_bias, begin, end)
 
     # -- prediction ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +296,13 @@ class MultiLabelHead(Recorded, nn.Module):
         self._check_inputs(inputs)
         if not 1 <= k <= self.num_labels:
             raise ValueError(f"`k` is {k}; from 1 to the head's {self.num_labels} labels were expected.")
-        scores, labels = best_labels(inputs, self.weight, self.bias, k, self._chunk(inputs))
+        scores, labels = best_labels(inputs, *self._held(), min(k, len(self.own_labels)), self._chunk(inputs))
+        if self._shards is not None:
+            missing = k - scores.shape[1]  # where a rank holds fewer than k labels
+            scores = self._shards.beside(F.pad(scores, (0, missing), value=-math.inf))
+            labels = self._shards.beside(F.pad(labels + self.own_labels.start, (0, missing)))
+            scores, kept = scores.topk(k, dim=1)
+            labels = labels.gather(1, kept)
         return torch.sigmoid(scores), labels
 
     @torch.no_grad()
@@ -231,7 +324,16 @@ class MultiLabelHead(Recorded, nn.Module):
             raise ValueError(
                 f"`labels` has shape {tuple(labels.shape)}; (K,) for all samples or ({len(inputs)}, K) was expected."
             )
-        return torch.sigmoid(scores_of(inputs, self.weight, self.bias, labels))
+        weight, bias = self._held()
+        if self._shards is None:
+            return torch.sigmoid(scores_of(inputs, weight, bias, labels))
+        if bool(((labels < 0) | (labels >= self.num_labels)).any()):
+            raise ValueError(
+                f"`labels` lie from {labels.min()} to {labels.max()}; 0 to {self.num_labels - 1} were expected."
+            )
+        held = (labels >= self.own_labels.start) & (labels < self.own_labels.stop)
+        scores = scores_of(inputs, weight, bias, torch.where(held, labels - self.own_labels.start, 0))
+        return torch.sigmoid(self._shards.add_up(torch.where(held, scores, 0.0)))
 
     def _check_inputs(self, inputs: Any) -> None:
         if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != self.in_features:
@@ -245,7 +347,7 @@ class MultiLabelHead(Recorded, nn.Module):
         # A step within the walk holds the gradient of a chunk's weights too.
         numbers = len(inputs) if self.update is None else max(len(inputs), self.in_features)
         chunk = self.chunk_labels or chunk_size(numbers, self.weight.dtype, inputs.device)
-        return min(chunk, self.num_labels)
+        return min(chunk, len(self.own_labels))
 
     @torch.no_grad()
     def log_loss_sums(self, inputs: Tensor, target: Any) -> LossSums:
@@ -258,6 +360,7 @@ class MultiLabelHead(Recorded, nn.Module):
             self._plain = HeadFormula(BCEWithLogitsLoss(fused=self.loss.fused), self.num_labels)
         nothing = Counts(None, None)
         losses, *_ = self._walk(inputs, target, nothing)._replace(formula=self._plain).run((False, False, False))
+        losses = self._of_all(losses)
         return LossSums(losses.to(self._full), self._counted(target, nothing, losses.dtype).to(self._full))
 
     @property
@@ -269,6 +372,8 @@ class MultiLabelHead(Recorded, nn.Module):
         found = SparseTarget.of(target, self.num_labels, self.loss.ignore_index).to(inputs.device)
         if len(found) != len(inputs):
             raise ValueError(f"There are {len(inputs)} inputs and targets of {len(found)} samples: one for each.")
+        if self._shards is not None and self.loss.validate != "off":
+            self._shards.compare(found, always=self.loss.validate == "always")
         return found
 
     def _weights(self, inputs: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -325,18 +430,26 @@ class MultiLabelHead(Recorded, nn.Module):
         return torch.stack([negatives, torch.zeros_like(negatives).index_add_(0, target.labels, positive)], 1)
 
     def _walk(self, inputs: Tensor, target: SparseTarget, factors: Counts) -> Walk:
+        """Return a walk over the labels that this rank holds; target and factors are of all."""
         one = torch.ones((), dtype=sum_dtype(inputs), device=inputs.device)
+        own = self.own_labels
+        if self._shards is not None:
+            target = target.of_labels(own.start, own.stop)
+            label = None if factors.label is None else factors.label[own.start : own.stop]
+            factors = Counts(factors.row, label)
+        weight, bias = self._held()
         return Walk(
             self._formula,
             inputs,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             target,
             factors,
             one,
             self._chunk(inputs),
             can_compile(self._formula, inputs.device, target.numel()),
             self.per_label,
+            own.start,
         )
 
 
@@ -357,6 +470,9 @@ class _Head(torch.autograd.Function):
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, walk: Walk, wanted: Any, head: MultiLabelHead
     ) -> tuple[Tensor, Tensor]:
         losses, gradients, head.dense_part = walk.run(wanted)
+        losses, ctx.pending = head._of_all(losses), None
+        if head._shards is not None and gradients.inputs is not None:
+            ctx.pending = head._shards.begin_to_add_up(gradients.inputs)  # while the host goes on to the backward
         ctx.gradients, ctx.dtypes = gradients, (inputs.dtype, None if bias is None else bias.dtype)
         ctx.stepped = walk.step is not None
         ctx.mark_non_differentiable(losses)
@@ -375,6 +491,8 @@ class _Head(torch.autograd.Function):
                 "A MultiLabelHead was asked for its gradient a second time. It hands its gradients over, without a "
                 "copy, to the first backward. Call it once more, or add the losses up and call backward once."
             )
+        if ctx.pending is not None:
+            ctx.pending.wait()
         of_inputs, of_weight, of_bias = gradients
         del gradients  # a second reference would make autograd copy
         total = upstream[0]

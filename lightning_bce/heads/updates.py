@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_bce.engine.memory import own_part
 from lightning_bce.losses.checks import check_number
 from lightning_bce.spec import Recorded
 
@@ -39,6 +40,7 @@ class ChunkUpdate(Recorded, nn.Module):
         self.lr = lr
         self.rounding: Rounding = rounding
         self.names: tuple[str, ...] = ()
+        self._seed = 0
 
     def attach(self, **parameters: Tensor | None) -> None:
         """Make the state of parameters, by their names."""
@@ -61,8 +63,26 @@ class ChunkUpdate(Recorded, nn.Module):
         """Return name and shape of each state of a parameter."""
         return {}
 
+    def shard(self, part: Callable[[Tensor], Tensor]) -> None:
+        """Keep of each state what belongs to this rank's labels.
+
+        Args:
+            part: Returns the part of a tensor whose first dimension is the labels.
+        """
+        for name, value in list(self._buffers.items()):
+            if value is not None and value.ndim:
+                self.register_buffer(name, part(value))
+
+    def reset(self) -> None:
+        """Forget the steps so far."""
+        for state in self.buffers():
+            own_part(state).zero_()
+
     def begin(self) -> None:
         """Take note of a step of all chunks that begins."""
+        if self.rounding == "stochastic":
+            # One number, however many labels there are: ranks that hold slices of them stay in step, dropout included.
+            self._seed = int(torch.randint(2**40, (1,), device="cpu"))
 
     def step(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
         """Move the labels from ``begin`` to before ``end`` of a parameter."""
@@ -74,9 +94,10 @@ class ChunkUpdate(Recorded, nn.Module):
         if name != "weight" or self.rounding == "nearest":
             value[begin:end] = now.to(value.dtype)
         elif self.rounding == "stochastic":
-            value[begin:end] = stochastically_rounded(now)
+            noise = torch.Generator(now.device).manual_seed(self._seed + begin)
+            value[begin:end] = stochastically_rounded(now, noise)
         else:
-            lost: Tensor = self.weight_lost[begin:end]  # type: ignore[index]
+            lost = self._state("weight_lost", begin, end)
             wanted = now.add_(lost.to(full))
             value[begin:end] = wanted.to(value.dtype)
             lost.copy_(wanted - value[begin:end].to(full))
@@ -87,16 +108,16 @@ class ChunkUpdate(Recorded, nn.Module):
 
     def _state(self, name: str, begin: int, end: int) -> Tensor:
         state: Tensor = getattr(self, name)
-        return state[begin:end]
+        return own_part(state)[begin:end]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Moments keep their precision: in bfloat16 the mean of squares would stand still.
-        before = {name: value.dtype for name, value in self._buffers.items() if value is not None}
+        before = {name: value for name, value in self._buffers.items() if value is not None}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, dtype in before.items():
+        for name, value in before.items():
             moved = self._buffers[name]
-            if moved is not None and moved.dtype != dtype:
-                self._buffers[name] = moved.to(dtype)
+            if moved is not None and torch.promote_types(moved.dtype, value.dtype) != moved.dtype:
+                self._buffers[name] = value.to(moved.device)
         return self
 
 
@@ -187,6 +208,7 @@ class ChunkAdamW(ChunkUpdate):
 
     def begin(self) -> None:
         """Count the step."""
+        super().begin()
         self.steps += 1
 
     def _move(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
@@ -199,16 +221,17 @@ class ChunkAdamW(ChunkUpdate):
         value.mul_(1 - self.lr * self.weight_decay).sub_((mean / root).mul_((self.lr * correction).to(mean.dtype)))
 
 
-def stochastically_rounded(values: Tensor) -> Tensor:
+def stochastically_rounded(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return float32 in bfloat16, rounded up as often as it lies near the next number: right on average.
 
     Args:
         values: Finite, float32.
+        generator: Where the noise comes from. None is torch's own.
 
     Example:
         >>> stochastically_rounded(torch.tensor([1.0, -2.5]))
         tensor([ 1.0000, -2.5000], dtype=torch.bfloat16)
     """
     bits = values.float().view(torch.int32)
-    noise = torch.randint(0, 2**16, bits.shape, dtype=torch.int32, device=bits.device)
+    noise = torch.randint(0, 2**16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
     return (bits + noise).bitwise_and_(-(2**16)).view(torch.float32).bfloat16()

@@ -116,6 +116,7 @@ class Walk(NamedTuple):
         chunk: Labels in a chunk.
         compiled: Whether a kernel may be generated.
         per_label: Whether the sums are by label.
+        first: Of the formula's labels the one that is the walk's first, where a rank holds a slice of them.
         step: Called with (begin, end, weight gradient, bias gradient) of each chunk, in place of writing them down.
     """
 
@@ -129,6 +130,7 @@ class Walk(NamedTuple):
     chunk: int
     compiled: bool
     per_label: bool = False
+    first: int = 0
     step: Callable[[int, int, Tensor, Tensor | None], None] | None = None
 
     def run(self, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Gradients, float]:
@@ -224,7 +226,9 @@ class Walk(NamedTuple):
         twice = torch.cat([target.labels, target.labels])
         with torch.set_grad_enabled(with_slopes):
             losses = self.formula.losses(
-                leaf[None], torch.cat([values, torch.zeros_like(values)])[None], self.formula.of_entries(twice)
+                leaf[None],
+                torch.cat([values, torch.zeros_like(values)])[None],
+                self.formula.of_entries(twice + self.first),
             )[0]
             factor = torch.ones_like(values)
             if self.factors.row is not None:
@@ -268,7 +272,7 @@ class Walk(NamedTuple):
         factors = [] if self.factors.row is None else [self.factors.row[None].to(z.dtype)]
         if self.factors.label is not None:
             factors.append(self.factors.label[begin:end, None].to(z.dtype))
-        constants = formula.cut(begin, end)
+        constants = formula.cut(self.first + begin, self.first + end)
         kernels = formula.loss._kernels
         if self.compiled and kernels.failure is None:
             given = formula.negatives, formula.name, z, bias, tuple(factors), constants, scale

@@ -81,6 +81,17 @@ def test_state_travels_with_the_checkpoint():
     assert torch.equal(head.weight, again.weight) and again.update.steps == 3
 
 
+def test_state_goes_to_float64_with_the_weights_and_never_loses_digits():
+    head = a_head(ChunkAdamW(0.01), dtype=torch.float32)
+    ((x, target),) = batches(1)
+    head(x.float(), target)
+    squares = head.update.weight_square.clone()
+    head.bfloat16()
+    assert torch.equal(head.update.weight_square, squares)
+    head.double()(x, target)
+    assert head.update.weight_square.dtype == torch.float64 and head.update.steps == 2
+
+
 def test_stochastic_rounding_is_right_on_average():
     value = torch.full((100_000,), 1.0 + 2**-10)  # an eighth of the way from 1 to the next number in bfloat16
     rounded = stochastically_rounded(value)
