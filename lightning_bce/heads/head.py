@@ -55,9 +55,9 @@ class MultiLabelHead(Recorded, nn.Module):
             few positives the first steps then do not go into the bias.
         chunk_labels: Labels in a chunk. None takes as many as have 4 MiB of logits, on a GPU 32 MiB.
         per_label: Whether the sums are by label, (C, 2), or of all, (1, 2).
-        update: Steps each chunk within the walk, so that the gradient of the weights never exists: :class:`ChunkSGD` or
-            :class:`ChunkAdamW`. The parameters then require no gradient, and a call in training mode with gradients
-            enabled moves them. None leaves them to an ordinary optimizer.
+        update: Steps each chunk within the walk, so that the gradient of the weights never exists: :class:`ChunkSGD`,
+            :class:`ChunkAdamW` or :class:`ChunkAdafactor`. The parameters then require no gradient, and a call in
+            training mode with gradients enabled moves them. None leaves them to an ordinary optimizer.
         device: Where the parameters are made.
         dtype: Of the parameters, also as a name such as "bfloat16". None is torch's default.
 
@@ -103,9 +103,15 @@ class MultiLabelHead(Recorded, nn.Module):
                 f"`prior` is {prior}; a frequency strictly between 0 and 1 was expected, and `bias=True`, which it "
                 "sets."
             )
+        own = None if update is None else update.chunk_labels
+        if own is not None and chunk_labels not in (None, own):
+            raise ValueError(
+                f"`chunk_labels` is {chunk_labels}, and {type(update).__name__} has statistics of chunks of {own} "
+                "labels. Leave it out here."
+            )
         self.in_features = in_features
         self.num_labels = num_labels
-        self.chunk_labels = chunk_labels
+        self.chunk_labels = own or chunk_labels
         self.per_label = per_label
         self.prior = prior
         self.loss: BinaryLoss = BCEWithLogitsLoss() if loss is None else loss
@@ -177,7 +183,7 @@ class MultiLabelHead(Recorded, nn.Module):
                 "before `fully_shard`."
             )
         if self.update is not None:
-            self.update.shard(shards.part)
+            self.update.shard(shards.part, shards.size)
         drawn = self.weight.is_meta
         for name, parameter in list(self.named_parameters(recurse=False)):
             setattr(self, name, nn.Parameter(shards.part(parameter), requires_grad=parameter.requires_grad))

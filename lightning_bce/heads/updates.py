@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_bce.engine.memory import own_part
-from lightning_bce.losses.checks import check_number
+from lightning_bce.losses.checks import check_number, check_whole
 from lightning_bce.spec import Recorded
 
 Rounding = Literal["nearest", "stochastic", "kahan"]
@@ -31,6 +31,9 @@ class ChunkUpdate(Recorded, nn.Module):
     Raises:
         ValueError: If an option is out of range.
     """
+
+    chunk_labels: int | None = None
+    """Labels of each chunk but the last, where the state belongs to chunks; None where any cut will do."""
 
     def __init__(self, lr: float, *, rounding: Rounding = "nearest") -> None:
         super().__init__()
@@ -63,12 +66,21 @@ class ChunkUpdate(Recorded, nn.Module):
         """Return name and shape of each state of a parameter."""
         return {}
 
-    def shard(self, part: Callable[[Tensor], Tensor]) -> None:
+    def shard(self, part: Callable[[Tensor], Tensor], size: int) -> None:
         """Keep of each state what belongs to this rank's labels.
 
         Args:
-            part: Returns the part of a tensor whose first dimension is the labels.
+            part: Returns the part of a tensor whose first dimension is the labels, or chunks of them.
+            size: Labels of each rank but the last.
+
+        Raises:
+            ValueError: If the state belongs to chunks, and a rank has no whole number of them.
         """
+        if self.chunk_labels is not None and size % self.chunk_labels:
+            raise ValueError(
+                f"{type(self).__name__} has statistics of chunks of {self.chunk_labels} labels, and {size} labels, "
+                "which each rank has, are no whole number of them. Give it `chunk_labels` that divide them."
+            )
         for name, value in list(self._buffers.items()):
             if value is not None and value.ndim:
                 self.register_buffer(name, part(value))
@@ -161,7 +173,22 @@ class ChunkSGD(ChunkUpdate):
         value.sub_(gradient, alpha=self.lr)
 
 
-class ChunkAdamW(ChunkUpdate):
+class _Counting(ChunkUpdate):
+    """Base of those that know how many steps they have made."""
+
+    steps: Tensor
+
+    def __init__(self, lr: float, *, rounding: Rounding = "nearest") -> None:
+        super().__init__(lr, rounding=rounding)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+
+    def begin(self) -> None:
+        """Count the step."""
+        super().begin()
+        self.steps += 1
+
+
+class ChunkAdamW(_Counting):
     """Adam with decoupled decay within the walk, step by step that of :class:`torch.optim.AdamW`.
 
     It keeps two moments in float32, each as large as the weights.
@@ -199,17 +226,9 @@ class ChunkAdamW(ChunkUpdate):
         self.betas = (float(betas[0]), float(betas[1]))
         self.eps = eps
         self.weight_decay = weight_decay
-        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
-
-    steps: Tensor
 
     def _states(self, value: Tensor) -> dict[str, torch.Size]:
         return {"mean": value.shape, "square": value.shape}
-
-    def begin(self) -> None:
-        """Count the step."""
-        super().begin()
-        self.steps += 1
 
     def _move(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
         first, second = self.betas
@@ -219,6 +238,98 @@ class ChunkAdamW(ChunkUpdate):
         correction = (1 - second**self.steps).sqrt() / (1 - first**self.steps)
         root = square.sqrt() + (self.eps * (1 - second**self.steps).sqrt()).to(mean.dtype)
         value.mul_(1 - self.lr * self.weight_decay).sub_((mean / root).mul_((self.lr * correction).to(mean.dtype)))
+
+
+class ChunkAdafactor(_Counting):
+    r"""Adafactor within the walk, step by step that of :class:`torch.optim.Adafactor` with a parameter for each chunk.
+
+    Its second moments are a number for each label and, for each chunk of labels, one for each input feature: for 3
+    million labels of width 768 20 MiB in place of the 8.6 GiB of one moment of :class:`ChunkAdamW`. The bias has a
+    number for each label.
+
+    Adafactor divides by statistics of a whole matrix (the mean square of each column, the size of weights and step),
+    which a walk that moves the first labels before it has seen the last cannot know. So every chunk has its own, and
+    the chunks are the same in every step, whatever the size of the batch: with as many ``chunk_labels`` as labels it is
+    Adafactor of the whole head, and a gradient of all weights exists.
+
+    Args:
+        lr: Largest relative step, at least 0: steps are ``min(lr, 1 / sqrt(t))`` times the size of the weights.
+        chunk_labels: Labels that share the statistics of a column, which are also those of a chunk of the head.
+        beta2_decay: The mean of squares forgets ``t ** beta2_decay``; below 0.
+        eps: Least root of a mean square, None for the machine's epsilon; and least size of the weights.
+        d: At least 1. A step, relative to the weights, whose root mean square is above it is made as small.
+        weight_decay: At least 0.
+        rounding: See :class:`ChunkUpdate`.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> from lightning_bce import MultiLabelHead
+        >>> sorted(MultiLabelHead(4, 100, update=ChunkAdafactor(chunk_labels=50)).update.state_dict())
+        ['bias_square', 'steps', 'weight_column', 'weight_row']
+
+    References:
+        Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, ICML 2018.
+        https://arxiv.org/abs/1804.04235
+    """
+
+    chunk_labels: int
+
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        *,
+        chunk_labels: int = 1024,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        rounding: Rounding = "nearest",
+    ) -> None:
+        super().__init__(lr, rounding=rounding)
+        check_whole("chunk_labels", chunk_labels, at_least=1)
+        check_number("beta2_decay", beta2_decay, below=0)
+        for least in eps:
+            if least is not None:
+                check_number("eps", least, above=0)
+        check_number("d", d, at_least=1)
+        check_number("weight_decay", weight_decay, at_least=0)
+        self.chunk_labels = chunk_labels
+        self.beta2_decay = beta2_decay
+        self.eps = (eps[0], float(eps[1]))
+        self.d = d
+        self.weight_decay = weight_decay
+
+    def _states(self, value: Tensor) -> dict[str, torch.Size]:
+        if value.ndim == 1:
+            return {"square": value.shape}
+        chunks = -(-len(value) // self.chunk_labels)
+        return {"row": value.shape[:1], "column": torch.Size([chunks, value.shape[1]])}
+
+    def _move(self, name: str, value: Tensor, gradient: Tensor, begin: int, end: int) -> None:
+        least = torch.finfo(value.dtype).eps if self.eps[0] is None else self.eps[0]
+        forgotten = (self.steps**self.beta2_decay).to(value.dtype)
+        rate = (self.steps**-0.5).clamp(max=self.lr).to(value.dtype) * _size(value).clamp(min=self.eps[1])
+        if self.weight_decay:
+            value.mul_(1 - self.lr * self.weight_decay)
+        if gradient.ndim == 1:
+            square = self._state(f"{name}_square", begin, end).lerp_(gradient.square(), forgotten).clone()
+        else:
+            chunk = begin // self.chunk_labels
+            row = self._state(f"{name}_row", begin, end)
+            column = self._state(f"{name}_column", chunk, chunk + 1)[0]
+            row.lerp_(torch.linalg.vector_norm(gradient, dim=1).square_().div_(gradient.shape[1]), forgotten)
+            column.lerp_(torch.linalg.vector_norm(gradient, dim=0).square_().div_(gradient.shape[0]), forgotten)
+            square = torch.outer(row / row.mean().clamp(min=least), column)
+        step = square.clamp_(min=least**2).rsqrt_().mul_(gradient)
+        value.sub_(step.mul_(rate / (_size(step) / self.d).clamp(min=1)))
+
+
+def _size(values: Tensor) -> Tensor:
+    """Return the root of the mean square."""
+    size: Tensor = torch.linalg.vector_norm(values) / values.numel() ** 0.5
+    return size
 
 
 def stochastically_rounded(values: Tensor, generator: torch.Generator | None = None) -> Tensor:

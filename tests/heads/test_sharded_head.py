@@ -19,7 +19,7 @@ from lightning_bce import (
     MultiLabelHead,
     SparseTarget,
 )
-from lightning_bce.heads import ChunkAdamW, ChunkSGD, walk
+from lightning_bce.heads import ChunkAdafactor, ChunkAdamW, ChunkSGD, walk
 from lightning_bce.heads.formula import reason_against
 from lightning_bce.metrics import NDCGAtK, PrecisionAtK
 
@@ -47,7 +47,8 @@ def batches(number, dtype=torch.float64):
 def a_pair(loss=None, update=None, dtype=torch.float64, **options):
     """Return a whole head and the same one sharded."""
     torch.manual_seed(0)
-    whole = MultiLabelHead(WIDTH, LABELS, loss, chunk_labels=32, update=update, dtype=dtype, **options)
+    chunk = None if isinstance(update, ChunkAdafactor) else 32
+    whole = MultiLabelHead(WIDTH, LABELS, loss, chunk_labels=chunk, update=update, dtype=dtype, **options)
     sharded = copy.deepcopy(whole)
     sharded.shard_labels(init_device_mesh("cpu", (2,)))
     return whole, sharded
@@ -152,7 +153,8 @@ def steps(rank):
         for found, expected in zip(train(sharded, optimizer), train(whole, optimizer), strict=True):
             assert_close(found, expected)
         same_parameters(sharded, whole)
-    for update in (ChunkSGD(0.5, momentum=0.9, weight_decay=0.01), ChunkAdamW(0.01)):
+    momentum = ChunkSGD(0.5, momentum=0.9, weight_decay=0.01)
+    for update in (momentum, ChunkAdamW(0.01), ChunkAdafactor(0.1, chunk_labels=43)):  # three chunks a rank
         whole, sharded = a_pair(update=update)
         for found, expected in zip(train(sharded), train(whole), strict=True):
             assert_close(found, expected)
@@ -273,6 +275,8 @@ def refused(rank):
     head.shard_labels(square["labels"])  # again, as Lightning does before every run
     with pytest.raises(RuntimeError, match="sharded already, over another"):
         head.shard_labels(square["rows"])
+    with pytest.raises(ValueError, match="chunks of 2 labels, and 3 labels"):
+        MultiLabelHead(WIDTH, 6, update=ChunkAdafactor(chunk_labels=2)).shard_labels(mesh)
     lists = [[0], [2]]
     with pytest.raises(ValueError, match=r"different batches: \[2, 1\] samples with \[2, 1\] labels"):
         head(torch.zeros(2 - rank, WIDTH), lists[: 2 - rank])

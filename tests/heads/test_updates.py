@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_bce import BCEWithLogitsLoss, BinaryClassifier, MultiLabelHead, SparseTarget
-from lightning_bce.heads import ChunkAdamW, ChunkSGD, HeadBackwardError
+from lightning_bce.heads import ChunkAdafactor, ChunkAdamW, ChunkSGD, HeadBackwardError
 from lightning_bce.heads.updates import stochastically_rounded
 
 WIDTH, LABELS, ROWS = 7, 257, 33
@@ -18,8 +18,8 @@ WIDTH, LABELS, ROWS = 7, 257, 33
 
 def a_head(update=None, **options):
     torch.manual_seed(0)
-    options = {"dtype": torch.float64} | options
-    return MultiLabelHead(WIDTH, LABELS, BCEWithLogitsLoss(fused=False), chunk_labels=64, update=update, **options)
+    options = {"dtype": torch.float64, "chunk_labels": 64 if update is None else update.chunk_labels or 64} | options
+    return MultiLabelHead(WIDTH, LABELS, BCEWithLogitsLoss(fused=False), update=update, **options)
 
 
 def batches(number, dtype=torch.float64):
@@ -57,6 +57,34 @@ def test_every_step_is_that_of_torchs_optimizer(update, optimizer):
         assert_close(stepping.weight, ordinary.weight, check_dtype=False)
         assert_close(stepping.bias, ordinary.bias)
     assert stepping.weight.grad is None and not stepping.weight.requires_grad
+
+
+@pytest.mark.parametrize("size", [64, LABELS], ids=["four chunks and a label", "the whole head"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_decay": 0.1, "d": 1.2, "beta2_decay": -0.5, "eps": (1e-3, 1.0)}],
+    ids=["defaults", "other options"],
+)
+def test_adafactor_steps_each_chunk_as_torchs_steps_a_parameter(size, options):
+    stepping, ordinary = a_head(ChunkAdafactor(0.5, chunk_labels=size, **options)), a_head()
+    parts = [nn.Parameter(part.clone()) for p in ordinary.parameters() for part in p.detach().split(size)]
+    outside = torch.optim.Adafactor(parts, 0.5, **options)
+    for number, (x, target) in enumerate(batches(5)):
+        rows = ROWS if number % 2 else ROWS // 2  # the chunks stay what they are
+        x, target = x[:rows], target.first_rows(rows)
+        stepping(x, target)
+        ordinary.zero_grad()
+        ordinary(x, target).backward()
+        gradients = [part for p in ordinary.parameters() for part in p.grad.split(size)]
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.grad = gradient
+        outside.step()
+        with torch.no_grad():
+            ordinary.weight.copy_(torch.cat([part for part in parts if part.ndim == 2]))
+            ordinary.bias.copy_(torch.cat([part for part in parts if part.ndim == 1]))
+        assert_close(stepping.weight, ordinary.weight, check_dtype=False)
+        assert_close(stepping.bias, ordinary.bias, check_dtype=False)
+    assert sum(b.numel() for b in stepping.update.buffers()) == 2 * LABELS + -(-LABELS // size) * WIDTH + 1
 
 
 def test_nothing_moves_without_gradients_or_in_evaluation():
@@ -135,6 +163,11 @@ def test_a_factor_of_the_loss_is_refused():
         (lambda: ChunkSGD(1.0, rounding="up"), "nearest, stochastic, kahan"),
         (lambda: ChunkAdamW(eps=0.0), "`eps`"),
         (lambda: a_head(ChunkSGD(1.0, rounding="kahan")), "bfloat16 only"),
+        (lambda: ChunkAdafactor(chunk_labels=0), "`chunk_labels` is 0"),
+        (lambda: ChunkAdafactor(beta2_decay=0.8), "`beta2_decay`"),
+        (lambda: ChunkAdafactor(eps=(0.0, 1e-3)), "`eps`"),
+        (lambda: ChunkAdafactor(d=0.5), "`d`"),
+        (lambda: a_head(ChunkAdafactor(chunk_labels=32), chunk_labels=64), "chunks of 32 labels"),
     ],
 )
 def test_options_out_of_range_are_refused(make, said):
