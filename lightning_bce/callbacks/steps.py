@@ -263,7 +263,11 @@ def _part(name: str, outputs: Mapping[str, Any], pl_module: pl.LightningModule, 
     if name in outputs:
         return outputs[name]
     unpack = getattr(pl_module, "unpack_batch", None)  # of BinaryClassifier
-    return getattr(unpack(batch), name, None) if callable(unpack) else None
+    found = getattr(unpack(batch), name, None) if callable(unpack) else None
+    logits = outputs.get("logits")
+    if isinstance(found, Tensor) and isinstance(logits, Tensor) and 3 <= found.ndim == logits.ndim - 1:
+        return found.unsqueeze(1)  # (N, H, W) of masks of one label, whose target the classifier has shaped alike
+    return found
 
 
 def _what_to_return(owner: str, stage: Stage, pl_module: pl.LightningModule, outputs: Any) -> str:

@@ -14,7 +14,8 @@ class Batch(NamedTuple):
 
     Args:
         inputs: What the model takes.
-        target: Labels in [0, 1], (N,), (N, 1), (N, C) or (N, C, ...). None only in prediction.
+        target: Labels in [0, 1], (N,), (N, 1), (N, C) or (N, C, ...); with one label also masks (N, H, W). None only in
+            prediction.
         weight: Factors of the loss, (N,) or the shape of the target.
         mask: True where the label is known.
         id: The samples' names or numbers, handed through to the predictions.
@@ -25,6 +26,26 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
     mask: Tensor | None = None
     id: Any = None
+
+
+def with_label_dimension(batch: Batch, num_labels: int) -> Batch:
+    """Return a batch whose masks (N, H, W) of a single label have a dimension for it, as its logits (N, 1, H, W) do.
+
+    Args:
+        batch: Target, weight and mask of it are looked at.
+        num_labels: With more than one label, or where the dimension is there, nothing is changed.
+
+    Example:
+        >>> import torch
+        >>> with_label_dimension(Batch(None, torch.zeros(7, 5, 3)), num_labels=1).target.shape
+        torch.Size([7, 1, 5, 3])
+    """
+    target = batch.target
+    if num_labels != 1 or not isinstance(target, Tensor) or target.ndim < 3 or target.shape[1] == 1:
+        return batch
+    dense = {name: getattr(batch, name) for name in ("target", "weight", "mask")}
+    found = {n: v.unsqueeze(1) for n, v in dense.items() if isinstance(v, Tensor) and v.ndim == target.ndim}
+    return batch._replace(**found)
 
 
 class TakesBatches(pl.LightningModule):

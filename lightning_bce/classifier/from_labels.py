@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lightning_bce.classifier.batch import TakesBatches
+from lightning_bce.classifier.batch import TakesBatches, with_label_dimension
 from lightning_bce.decision import Decision, prior_shift
 from lightning_bce.heads import MultiLabelHead
 from lightning_bce.losses import BinaryLoss, LabelCounts
@@ -91,7 +91,7 @@ class LearnsFromLabels(TakesBatches):
         return self.label_counts
 
     def _counts_of(self, batch: Any) -> LabelCounts:
-        _, target, weight, mask, _ = self.unpack_batch(batch)
+        _, target, weight, mask, _ = with_label_dimension(self.unpack_batch(batch), self.num_labels)
         if target is None:
             raise TypeError("A training batch has no target, so that its labels cannot be counted.")
         return LabelCounts.of(target, weight, mask=self.loss.observed(target.float(), target, mask))

@@ -25,6 +25,7 @@ from lightning_bce.classifier.arguments import (
     label_names,
     plain_arguments,
 )
+from lightning_bce.classifier.batch import with_label_dimension
 from lightning_bce.classifier.evaluation import Evaluates
 from lightning_bce.classifier.from_labels import LearnsFromLabels
 from lightning_bce.classifier.mistakes import warn_of_cuts, warn_of_double_sigmoid, warn_of_probabilities
@@ -319,7 +320,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
         return Exportable(self.model if plain else self, self.decision)
 
     def _step(self, batch: Any, stage: Stage, batch_idx: int, dataloader_idx: int) -> dict[str, Any]:
-        inputs, target, weight, mask, _ = self.unpack_batch(batch)
+        inputs, target, weight, mask, _ = with_label_dimension(self.unpack_batch(batch), self.num_labels)
         if target is None:
             raise TypeError(
                 f"The batch has no target, which {stage} needs. Pass (inputs, target), or override `unpack_batch`."
