@@ -183,7 +183,7 @@ def to_plain(value: Any, where: str = "value") -> Any:
         return {to_plain(key): to_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
         return [to_plain(item, where) for item in sorted(value, key=repr)]  # its own order differs between processes
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):  # omegaconf's lists too
         return [to_plain(item, where) for item in value]
     if hasattr(value, "tolist"):  # numpy
         return to_plain(value.tolist(), where)
@@ -191,6 +191,18 @@ def to_plain(value: Any, where: str = "value") -> Any:
         f"{where} is {_short(value)}, which has no plain form. A checkpoint can hold numbers, strings, lists, "
         "dictionaries, nn.Module classes and modules that are themselves made of these."
     )
+
+
+def with_own_containers(value: Any) -> Any:
+    """Return ``value`` with lists and dictionaries of Python in the place of those of configurations (omegaconf).
+
+    A checkpoint cannot hold the others: it is read with ``weights_only=True``.
+    """
+    if isinstance(value, Mapping):
+        return {key: with_own_containers(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple)):
+        return [with_own_containers(item) for item in value]
+    return value
 
 
 def _short(value: Any) -> str:

@@ -16,6 +16,7 @@ from lightning_bce.data.balanced import BalancedDraw, draw_chances
 from lightning_bce.data.splits import Rows, fold_split, stratified_split
 from lightning_bce.data.tensors import Batch, EpochShuffle, TensorRows, as_it_is
 from lightning_bce.losses import LabelCounts
+from lightning_bce.spec import with_own_containers
 
 Part = Literal["train", "val", "test", "predict"]
 
@@ -111,6 +112,9 @@ class BinaryDataModule(pl.LightningDataModule, ABC):
                 "and metrics work with both."
             )
         self._trainer: pl.Trainer | None = trainer
+
+    def _set_hparams(self, hp: Any) -> None:
+        super()._set_hparams(with_own_containers(hp))
 
     def use_fold(self, fold: int, folds: int) -> None:
         """Cut the rows by a stratified cross-validation instead of by ``test_fraction``, before they are read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from typing import cast
 
 from lightning_bce.data.cells import listed, shown
 
@@ -34,7 +35,10 @@ def find_columns(names: Sequence[str], wanted: Columns | None, argument: str) ->
         ['sex', 'income', 'age']
     """
     found: list[str] = []
-    for item in [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]:
+    if wanted is None:
+        return found
+    several = isinstance(wanted, Sequence) and not isinstance(wanted, str)  # a list, or one of omegaconf's
+    for item in cast("list[int | str]", wanted if several else [wanted]):
         found += _find_one(names, item, argument)
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice:

@@ -174,7 +174,7 @@ def asked_for(positive: Value | list[Value]) -> list[str]:
         >>> asked_for([True, 1])
         ['true', '1.0']
     """
-    values = positive if isinstance(positive, list) else [positive]
+    values = [positive] if isinstance(positive, str) or not isinstance(positive, Sequence) else positive
     if not values:
         raise ValueError("`positive` is an empty list: give at least one value, or None for labels that are 0 and 1.")
     # polars writes booleans in small letters.
