@@ -94,7 +94,7 @@ def choices(
     model = config["model"]
     if not any(name == "data" or name.startswith("data.class") for name in stated):
         yield Choice("data", "TableDataModule", "--data.path is given")
-    if "model.loss" not in stated:
+    if "model.loss" not in stated and model["loss"] is not None:  # of a head
         why = "proper: its probabilities are right, and a threshold does what weights would"
         yield Choice("model.loss", _short_name(model["loss"]["class_path"]), why)
     if not stated & {"model.model", "model.model.hidden"}:

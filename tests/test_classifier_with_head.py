@@ -289,7 +289,7 @@ def test_options_that_a_head_has_itself_are_refused(options, said):
 def test_what_needs_all_scores_is_refused():
     with pytest.raises(ValueError, match="without a `head`"):
         BinaryClassifier(backbone(), top_k=3)
-    with pytest.raises(TypeError, match="first k labels"):
+    with pytest.raises(ValueError, match="first k labels"):
         with_head(metrics=["AUROC"])
     with pytest.raises(TypeError, match="no probabilities of all labels"):
         with_head().exportable()

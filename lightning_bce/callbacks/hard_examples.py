@@ -29,6 +29,7 @@ from lightning_bce.callbacks.steps import (
     loss_to_look_at,
     on_first_rank,
     read_step,
+    refuse_head,
     traceless,
 )
 from lightning_bce.data.own_rows import row_numbers
@@ -180,6 +181,8 @@ class HardExamples(StageCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out where the run is kept, on all ranks."""
+        if stage != "predict":
+            refuse_head(type(self).__name__, pl_module)
         self._folder = run_folder(trainer, self.folder)
 
     def begin(self, stage: Stage, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -52,7 +52,8 @@ def label_names(given: list[str] | None, pl_module: pl.LightningModule, num_labe
     if not isinstance(of_module, Sequence) or isinstance(of_module, str):
         of_module = None
     whole = given if given is not None else of_module
-    if num_labels == 1 and whole is not None and len(whole) > 1 and len(whole) == _labels_of(pl_module):
+    of_all = _labels_of(pl_module) or 1
+    if num_labels == 1 and of_all > 1 and (not whole or len(whole) == of_all):
         return ["all"]
     if given is not None:
         if len(given) != num_labels:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TextIO
 
 import rich
+import torch
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -33,25 +34,42 @@ _COLUMNS = {
 }
 
 
-def table_rows(names: Sequence[str], result: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+def table_rows(names: Sequence[str], result: Mapping[str, Tensor], most: int | None = None) -> list[dict[str, Any]]:
     """Return what :class:`LossTracker` computed as one dictionary for each label, the largest share first.
 
     Args:
         names: One name for each label.
         result: The output of :meth:`LossTracker.compute`.
+        most: How many labels at most. None is all.
 
     Returns:
         Dictionaries of plain Python values; NaN stands for what was never seen.
     """
-    values = [result[key].tolist() for key in _COLUMNS.values()]
-    rows = [{"label": name, **dict(zip(_COLUMNS, row, strict=True))} for name, *row in zip(names, *values, strict=True)]
-    return sorted(rows, key=lambda row: math.inf if math.isnan(row["share"]) else -row["share"])
+    chosen = _by_share(result)[:most]
+    values = [result[key][chosen].tolist() for key in _COLUMNS.values()]
+    found = [names[label] for label in chosen.tolist()]
+    return [{"label": name, **dict(zip(_COLUMNS, row, strict=True))} for name, *row in zip(found, *values, strict=True)]
+
+
+def rest_of(result: Mapping[str, Tensor], most: int) -> dict[str, Any] | None:
+    """Return the sums over the labels that :func:`table_rows` leaves out, and their number; None if there are none."""
+    left = _by_share(result)[most:]
+    if not len(left):
+        return None
+    names = ("negatives", "positives", "share", "positive_share")
+    # A NaN in a sum stays one, because it is what the total is made of.
+    return {"number": len(left), **{name: result[_COLUMNS[name]][left].sum().item() for name in names}}
+
+
+def _by_share(result: Mapping[str, Tensor]) -> Tensor:
+    """Return the labels, the one with the largest share first; NaN, which is no share, is last."""
+    return torch.where(result["share"].isnan(), -torch.inf, result["share"]).argsort(descending=True, stable=True)
 
 
 def loss_table(
     rows: Sequence[Mapping[str, Any]],
     title: str,
-    max_rows: int,
+    rest: Mapping[str, Any] | None,
     *,
     plain: bool = False,
     bars: bool = True,
@@ -62,7 +80,7 @@ def loss_table(
     Args:
         rows: The output of :func:`table_rows`.
         title: What stands above.
-        max_rows: Labels beyond this number become one row.
+        rest: The output of :func:`rest_of`, which becomes one row.
         plain: Whether to use ASCII only, for streams that may not take more.
         bars: Whether to draw the shares.
         narrow: Whether to leave out all but label, loss and share.
@@ -74,7 +92,7 @@ def loss_table(
     table.add_column("share" if narrow else "share\nof loss", justify="left" if bars else "right", no_wrap=True)
     if not narrow:
         table.add_column("thereof\npos.", justify="right", no_wrap=True)
-    for row in rows[:max_rows]:
+    for row in rows:
         weights = (row["negatives"], row["positives"])
         loss = _number(row["loss"], sum(weights))
         losses = (_number(row["negative_loss"], weights[0]), _number(row["positive_loss"], weights[1]))
@@ -83,16 +101,13 @@ def loss_table(
         else:
             shares = (_share(row["share"], plain, bars), _percent(row["positive_share"]))
             table.add_row(Text(row["label"]), *map(count, weights), loss, *losses, *shares)
-    rest = rows[max_rows:]
-    if rest:
-        # A NaN in a sum stays one, because it is what the total is made of.
-        total = {name: sum(row[name] for row in rest) for name in ("negatives", "positives", "share", "positive_share")}
-        label = Text(f"{len(rest):,} more", style="dim")
+    if rest is not None:
+        label = Text(f"{rest['number']:,} more", style="dim")
         if narrow:
-            table.add_row(label, "", _percent(total["share"]))
+            table.add_row(label, "", _percent(rest["share"]))
         else:
-            shares = (_share(total["share"], plain, bars), _percent(total["positive_share"]))
-            table.add_row(label, count(total["negatives"]), count(total["positives"]), "", "", "", *shares)
+            shares = (_share(rest["share"], plain, bars), _percent(rest["positive_share"]))
+            table.add_row(label, count(rest["negatives"]), count(rest["positives"]), "", "", "", *shares)
     return table
 
 
@@ -105,20 +120,20 @@ def empty_table(title: str, plain: bool) -> Table:
     return table
 
 
-def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, max_rows: int) -> None:
+def print_loss_table(rows: Sequence[Mapping[str, Any]], title: str, rest: Mapping[str, Any] | None) -> None:
     """Write the table to ``sys.stdout`` as it is now; see :func:`print_table`.
 
     Args:
         rows: The output of :func:`table_rows`.
         title: What stands above.
-        max_rows: Labels beyond this number become one row.
+        rest: The output of :func:`rest_of`, which becomes one row.
     """
 
     def form(plain: bool, bars: bool = True, narrow: bool = False) -> Table:
-        return loss_table(rows, title, max_rows, plain=plain, bars=bars, narrow=narrow)
+        return loss_table(rows, title, rest, plain=plain, bars=bars, narrow=narrow)
 
     forms = (form, partial(form, bars=False), partial(form, narrow=True))
-    print_table(forms, [row["label"] for row in rows[:max_rows]], "`monitor.table()`")
+    print_table(forms, [row["label"] for row in rows], "`monitor.table()`")
 
 
 def print_table(forms: Sequence[Callable[[bool], Table]], labels: Sequence[str], instead: str) -> None:

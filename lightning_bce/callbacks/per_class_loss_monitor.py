@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
-from lightning_bce.callbacks.loss_table import count, loss_table, print_loss_table, table_rows
+from lightning_bce.callbacks.loss_table import count, loss_table, print_loss_table, rest_of, table_rows
 from lightning_bce.callbacks.steps import (
     Stage,
     StageCallback,
@@ -73,6 +73,9 @@ class PerClassLossMonitor(StageCallback):
         max_rows: Labels in the table, those with the largest share; the others are summed up in one row.
         print_table: Whether to print the table on the first rank.
         prefix: Goes before logged names, so that a second monitor with another loss can run beside the first.
+        max_logged: Of more labels than this nothing is logged by label, because loggers take a millisecond for each of
+            the eight values; ``results``, :meth:`summary` and the table have them all the same. With a
+            :class:`MultiLabelHead` there are sums by label where it has ``per_label=True``, else one row for all.
 
     Attributes:
         results: For each stage a list with one dictionary for each dataloader: the last output of
@@ -97,12 +100,14 @@ class PerClassLossMonitor(StageCallback):
         max_rows: int = 20,
         print_table: bool = True,
         prefix: str = "",
+        max_logged: int = 1000,
     ) -> None:
         super().__init__()
         self.class_names = None if class_names is None else checked_names(class_names, "class_names")
         self.loss = checked_loss(loss)
         self.stages = checked_stages(stages)
         self.max_rows = checked_count("max_rows", max_rows)
+        self.max_logged = checked_count("max_logged", max_logged)
         self.print_table = print_table
         self.prefix = prefix
         self.results: dict[str, list[dict[str, Tensor]]] = {}
@@ -113,12 +118,13 @@ class PerClassLossMonitor(StageCallback):
 
     # -- what a user reads --------------------------------------------------------------------------------------------
 
-    def summary(self, stage: Stage = "val", dataloader_idx: int = 0) -> list[dict[str, Any]]:
+    def summary(self, stage: Stage = "val", dataloader_idx: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         """Return the last results of a stage as plain Python, the label with the largest share first.
 
         Args:
             stage: One of the watched stages.
             dataloader_idx: Which dataloader, where there are several.
+            most: How many labels at most. None is all.
 
         Returns:
             One dictionary for each label: ``label``, ``negatives``, ``positives``, ``loss``, ``negative_loss``,
@@ -128,7 +134,7 @@ class PerClassLossMonitor(StageCallback):
             LookupError: If there are no results.
         """
         result = self._result(stage, dataloader_idx)
-        return table_rows(self._names[stage][dataloader_idx], result)
+        return table_rows(self._names[stage][dataloader_idx], result, most)
 
     def table(self, stage: Stage = "val", dataloader_idx: int = 0, plain: bool = False) -> Table:
         """Return the last results of a stage as a table for ``rich.print``.
@@ -141,8 +147,9 @@ class PerClassLossMonitor(StageCallback):
         Raises:
             LookupError: If there are no results.
         """
-        rows = self.summary(stage, dataloader_idx)
-        return loss_table(rows, self._title(stage, dataloader_idx), self.max_rows, plain=plain)
+        rows = self.summary(stage, dataloader_idx, self.max_rows)
+        rest = rest_of(self._result(stage, dataloader_idx), self.max_rows)
+        return loss_table(rows, self._title(stage, dataloader_idx), rest, plain=plain)
 
     def _title(self, stage: str, dataloader_idx: int) -> str:
         result = self.results[stage][dataloader_idx]
@@ -186,8 +193,8 @@ class PerClassLossMonitor(StageCallback):
             if self.print_table and name in self._to_print and trainer.is_global_zero:
                 for index, result in enumerate(self.results[name]):
                     if result:
-                        rows = table_rows(self._names[name][index], result)
-                        print_loss_table(rows, self._title(name, index), self.max_rows)
+                        rows = table_rows(self._names[name][index], result, self.max_rows)
+                        print_loss_table(rows, self._title(name, index), rest_of(result, self.max_rows))
         self._to_print.clear()
 
     # -- an epoch -----------------------------------------------------------------------------------------------------
@@ -243,7 +250,8 @@ class PerClassLossMonitor(StageCallback):
             self.results[stage].append(result)
             self._names[stage].append(names)
             suffix = f"/dataloader_idx_{index}" if num_dataloaders > 1 else ""
-            log_alike(_logged(f"{self.prefix}{stage}_", names, result, suffix), trainer, pl_module)
+            if labels <= self.max_logged:
+                log_alike(_logged(f"{self.prefix}{stage}_", names, result, suffix), trainer, pl_module)
         self._trackers[stage] = {}
         self._to_print.add(stage)
 

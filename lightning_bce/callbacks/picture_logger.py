@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 
 from lightning_bce.callbacks.hard_examples import HardExamples
 from lightning_bce.callbacks.run_recorder import RunRecorder
-from lightning_bce.callbacks.steps import callbacks_of, checked_count
+from lightning_bce.callbacks.steps import callbacks_of, checked_count, refuse_head
 from lightning_bce.loggers import log_figure, log_table
 from lightning_bce.plotting import pictures
 from lightning_bce.record import Evaluation
@@ -48,6 +48,7 @@ class PictureLogger(pl.Callback):
         """Find the recorder."""
         if stage == "predict" or trainer.barebones:
             return
+        refuse_head(type(self).__name__, pl_module)
         recorders = [callback for callback in callbacks_of(trainer) if isinstance(callback, RunRecorder)]
         if not recorders:
             raise RuntimeError(

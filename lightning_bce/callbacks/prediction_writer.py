@@ -25,6 +25,9 @@ class PredictionWriter(BasePredictionWriter):
     ``probability`` and ``decision``, with several labels ``probability_<label>`` and ``decision_<label>``. With several
     dataloaders a column ``dataloader`` goes before. A decision is 0 or 1; a probability has all digits of float32.
 
+    With a head it returns ``{"probability", "label"}`` of the most probable labels, both (N, K), and the columns are
+    ``label_1`` (a number), ``name_1`` where the module has ``class_names``, ``probability_1``, ``label_2`` and so on.
+
     Batches are kept on the CPU and gathered by the first rank, which leaves out rows that a sampler repeated. A run
     without a row writes the header alone. The file appears when it is complete.
 
@@ -115,8 +118,13 @@ class PredictionWriter(BasePredictionWriter):
 
     def _write(self, parts: list[Part], pl_module: pl.LightningModule) -> None:
         labels = getattr(pl_module, "num_labels", None)
-        width = parts[0].probability.shape[1] if parts else labels if isinstance(labels, int) else 1
-        columns = columns_of(parts, label_names(None, pl_module, width))
+        if parts[0].label is not None if parts else getattr(pl_module, "head", None) is not None:
+            best = parts[0].probability.shape[1] if parts else int(getattr(pl_module, "top_k", 1))
+            names = list(getattr(pl_module, "class_names", None) or [])
+            columns = columns_of(parts, names if len(names) == labels else [], best)
+        else:
+            width = parts[0].probability.shape[1] if parts else labels if isinstance(labels, int) else 1
+            columns = columns_of(parts, label_names(None, pl_module, width))
         for path in self.paths:
             write_table(columns, path, overwrite=self.overwrite, escape_formulas=self.escape_formulas)
 
@@ -124,16 +132,19 @@ class PredictionWriter(BasePredictionWriter):
 def _part(prediction: Any, indices: Sequence[int] | None, own: int | None, dataloader: int, module: str) -> Part:
     """Return a batch as it is kept, or say what is wrong with it."""
     found: Mapping[str, Any] = prediction if isinstance(prediction, Mapping) else {}
-    probability, decision = found.get("probability"), found.get("decision")
-    if not isinstance(probability, Tensor) or not isinstance(decision, Tensor):
+    probability, decision, label = (found.get(name) for name in ("probability", "decision", "label"))
+    of_best = decision is None and isinstance(label, Tensor)  # of a head
+    said = label if of_best else decision
+    if not isinstance(probability, Tensor) or not isinstance(said, Tensor):
         came = f"a dictionary with {list(map(str, found))}" if found else type(prediction).__name__
         raise TypeError(
             f"PredictionWriter reads what {module}.predict_step returns, which was {came}. A dictionary with the "
             "tensors 'probability' and 'decision' was expected: `return {\"probability\": p, \"decision\": p > 0.5}`."
         )
-    if probability.ndim not in (1, 2) or decision.shape != probability.shape:
+    if probability.ndim not in (1, 2) or said.shape != probability.shape:
+        name = "label" if of_best else "decision"
         raise ValueError(
-            f"'probability' has shape {tuple(probability.shape)} and 'decision' {tuple(decision.shape)}. A table holds "
+            f"'probability' has shape {tuple(probability.shape)} and {name!r} {tuple(said.shape)}. A table holds "
             "(N,), (N, 1) or (N, C), the same for both; write dense outputs, such as masks of images, with a "
             "BasePredictionWriter of your own."
         )
@@ -155,8 +166,9 @@ def _part(prediction: Any, indices: Sequence[int] | None, own: int | None, datal
         dataloader,
         None if indices is None else torch.tensor([int(i) for i in indices], dtype=torch.int64),
         _two_dimensional(probability.detach().float().cpu()),
-        _two_dimensional(decision.detach().bool().cpu()),
+        None if of_best else _two_dimensional(said.detach().bool().cpu()),
         identity,
+        _two_dimensional(said.detach().long().cpu()) if of_best else None,
     )
 
 

@@ -27,6 +27,7 @@ from lightning_bce.callbacks.steps import (
     name_of,
     on_first_rank,
     read_step,
+    refuse_head,
     sums_of,
     traceless,
 )
@@ -143,6 +144,8 @@ class RunRecorder(StageCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find out where the run is kept, on all ranks."""
+        if stage != "predict":
+            refuse_head(type(self).__name__, pl_module)
         self._run_folder = run_folder(trainer, self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

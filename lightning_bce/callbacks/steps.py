@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_bce.data.own_rows import first_rows, own_rows
+from lightning_bce.heads import MultiLabelHead
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics.untouched import untouched
 from lightning_bce.releases import loggable
@@ -167,6 +168,7 @@ def read_step(
     found: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
     logits, target = found.get("logits"), found.get("target")
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        refuse_head(owner, pl_module)
         raise TypeError(_what_to_return(owner, stage, pl_module, outputs))
     return step_of(found, stage, trainer, pl_module, batch, batch_idx, dataloader_idx)
 
@@ -185,6 +187,20 @@ def step_of(
     weight, mask = (_part(name, outputs, pl_module, batch) for name in ("weight", "mask"))
     rows = own_rows(trainer, stage, batch_idx, dataloader_idx, len(target) if target.ndim else 0)
     return Step(*(first_rows(part, rows) for part in (logits.detach(), target, weight, mask)))
+
+
+def refuse_head(owner: str, pl_module: pl.LightningModule) -> None:
+    """Refuse a module with a head, for a callback that looks at logits.
+
+    Raises:
+        TypeError: If the module has one.
+    """
+    if isinstance(getattr(pl_module, "head", None), MultiLabelHead):
+        raise TypeError(
+            f"{owner} looks at the logits of all labels, and {type(pl_module).__name__} has a MultiLabelHead, with "
+            "which they never exist. Leave it out. PerClassLossMonitor without a loss of its own works; `per_label` of "
+            "the head gives it the sums of each label."
+        )
 
 
 def sums_of(outputs: Any) -> LossSums | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
-from lightning_bce.callbacks.steps import callbacks_of, checked_count, gathered, log_alike, step_of
+from lightning_bce.callbacks.steps import callbacks_of, checked_count, gathered, log_alike, refuse_head, step_of
 from lightning_bce.checkpoints import AtomicCheckpointIO
 from lightning_bce.decision import Calibration, Decision
 from lightning_bce.decision.rows import Rows, rows_of
@@ -150,6 +150,7 @@ class FitsOnValidation(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second callback of the kind, and share what is collected with the other kind."""
+        refuse_head(type(self).__name__, pl_module)
         fitting = [callback for callback in callbacks_of(trainer) if isinstance(callback, FitsOnValidation)]
         if sum(type(other) is type(self) for other in fitting) > 1:
             raise ValueError(

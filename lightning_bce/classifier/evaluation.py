@@ -73,9 +73,20 @@ class Evaluates(pl.LightningModule):
                 for name in ("log_loss", "log_loss_calibrated"):
                     parts[name] = LossTracker(num_labels=self._num_rows(self._log_loss))
                 parts["metrics"] = self._metrics.clone()
+                if self.head is not None:
+                    self._resolve_metrics(parts["metrics"])
             # In training mode, as all else is when Lightning looks for forgotten `eval()`s at the start of a fit.
             self._states[key] = nn.ModuleDict(parts).to(self.device).train()
         return self._states[key]
+
+    def _resolve_metrics(self, metrics: Any) -> None:
+        """Tell metrics how often each label occurs in the training data, where they wait for it."""
+        waiting = [metric for metric in metrics.values() if getattr(metric, "unresolved", False)]
+        occurrences = getattr(getattr(self._trainer, "datamodule", None), "occurrences", None)
+        if waiting and callable(occurrences):
+            counts, number = occurrences()
+            for metric in waiting:
+                metric.resolve(counts, number)
 
     def _reset(self, stage: str) -> None:
         for key, state in self._states.items():

@@ -325,6 +325,11 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
             raise TypeError(
                 f"The batch has no target, which {stage} needs. Pass (inputs, target), or override `unpack_batch`."
             )
+        if self.head is None and isinstance(target, SparseTarget):
+            raise TypeError(
+                "The batch has a SparseTarget, and the classifier no `head` that takes one: BinaryClassifier(model, "
+                "head=MultiLabelHead(64, num_labels)), or `--model.head MultiLabelHead --model.head.in_features 64`."
+            )
         if self.head is not None:
             return self._step_of_head(self.head, self(inputs), target, weight, mask, stage, batch_idx, dataloader_idx)
         logits = self._match(self(inputs), target)

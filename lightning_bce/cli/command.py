@@ -77,6 +77,7 @@ class BinaryCLI(LightningCLI):
             except ValueError as error:
                 refuse(str(error))
         self._stated = stated_names(self._given)
+        self._has_head = "model.head" in self._stated
         self._fresh = self._given[:1] == ["fit"] and not names_checkpoint(self._given)
         if self._fresh and "data" not in self._stated and "data.path" in self._stated:
             self._given.insert(1, "--data=TableDataModule")
@@ -130,22 +131,27 @@ class BinaryCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Set what a run needs by default and link the data to the model."""
+        # A head has the loss, and its model takes the sparse inputs of such data too.
         parser.set_defaults(
             {
-                "model.model": {"class_path": "lightning_bce.TabularMLP"},
-                "model.loss": {"class_path": "lightning_bce.BCEWithLogitsLoss"},
+                "model.model": {"class_path": f"lightning_bce.{'SparseMLP' if self._has_head else 'TabularMLP'}"},
+                "model.loss": None if self._has_head else {"class_path": "lightning_bce.BCEWithLogitsLoss"},
                 "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": recipe.LEARNING_RATE}},
             }
         )
-        if self._fresh and any(action.dest == "model.prior_bias" for action in parser._actions):
+        if self._fresh and not self._has_head and any(action.dest == "model.prior_bias" for action in parser._actions):
             parser.set_defaults({"model.prior_bias": "auto"})
         if self._fresh and not self._stated & {"model.lr_scheduler", "model.optimizer"}:
             parser.set_defaults({"model.lr_scheduler": recipe.SCHEDULER})
+        out_features = "model.model.init_args.out_features"
+        of_labels = "model.head.init_args.num_labels" if self._has_head else out_features
+        if self._has_head and "model.model.out_features" not in self._stated:
+            parser.link_arguments("model.head.init_args.in_features", out_features)
         for target, attribute, default in (
             ("model.num_labels", "num_labels", 1),
             ("model.class_names", "class_names", None),
             ("model.model.init_args.in_features", "num_features", None),
-            ("model.model.init_args.out_features", "num_labels", 1),
+            (of_labels, "num_labels", 1),
         ):
             # A link's target cannot be given by hand, so that only what nobody said is linked.
             if target.replace(".init_args", "") not in self._stated:
@@ -156,7 +162,8 @@ class BinaryCLI(LightningCLI):
         state = (self._checkpoint or {}).get(type(data).__qualname__)
         if state is not None and hasattr(data, "restore"):
             data.restore(state)  # so that nothing has to be read again, from a file that may be gone
-        return getattr(data, attribute, default)
+        value = getattr(data, attribute, default)
+        return default if value == [] else value  # no names
 
     # -- arguments that come with a checkpoint ------------------------------------------------------------------------
 
@@ -181,6 +188,8 @@ class BinaryCLI(LightningCLI):
         changes = parser.parse_args(stated, defaults=False)[subcommand]["model"].as_dict()
         if changes["model"]["class_path"] == _STAND_IN:
             del changes["model"]
+        if self._checkpoint.get("hyper_parameters", {}).get("head") is not None:
+            del changes["head"]  # a stand-in too
         self._changes = changes
         if subcommand == "fit":
             self._go_on_with(list(self._differences()))
@@ -219,6 +228,18 @@ class BinaryCLI(LightningCLI):
         """Yield the flags that say what the checkpoint was made with."""
         checkpoint = self._checkpoint or {}
         hyper_parameters = checkpoint.get("hyper_parameters", {})
+        head = hyper_parameters.get("head")
+        if head is not None:
+            fixed = ("model.model", "model.head", "model.loss")
+            if said := sorted(name for name in self._stated if name.startswith(fixed)):
+                self.parser.error(
+                    f"--{said[0]} cannot change what the checkpoint holds: a head and the model before it are those "
+                    "of the training. Leave it out, or train anew without --ckpt_path."
+                )
+            # So that nothing as large as the head is made twice: the checkpoint's takes the place of both.
+            yield f"--model.model={_STAND_IN}"
+            yield f"--model.head={json.dumps({**head, 'init_args': {**head['init_args'], 'in_features': 1}})}"
+            yield "--model.loss=null"
         for name in ("loss", "optimizer", "lr_scheduler"):
             if hyper_parameters.get(name) is not None:
                 yield f"--model.{name}={json.dumps(hyper_parameters[name])}"
@@ -270,6 +291,8 @@ class BinaryCLI(LightningCLI):
             kwargs["logger"] = loggers_in(Path(given["default_root_dir"] or "."))
         callbacks = as_list(given.get("callbacks"))
         kinds: list[type[pl.Callback]] = [] if subcommand == "predict" else [PerClassLossMonitor, RunRecorder]
+        if self.model.head is not None:
+            kinds = [kind for kind in kinds if kind is not RunRecorder]  # it is made of logits, which do not exist
         kinds += [ExactResume, FiniteGuard] if subcommand == "fit" else []
         extra = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in callbacks)]
         if subcommand == "fit" and shows_a_table(given, callbacks):
@@ -294,7 +317,9 @@ class BinaryCLI(LightningCLI):
         """Return what finds calibration and thresholds, as far as it is wanted and not configured."""
         # Of data of other people nobody knows whether they validate on rows that they train on.
         ours = isinstance(self.datamodule, _data.BinaryDataModule) and validates(self.config["fit"])
-        ours = ours and not self.config["fit"]["model"].get("head")  # with one nothing is decided about single labels
+        if self.model.head is not None and self.config["fit"]["decide"] not in ("auto", "nothing"):
+            self.parser.error("--decide has no effect with a head, with which nothing is decided about single labels.")
+        ours = ours and self.model.head is None
         if not ours:
             return []
         if self.config["fit"]["decide"] == "auto":

@@ -106,7 +106,7 @@ def _labels(table: polars.DataFrame, columns: Columns, num_labels: int | None, p
 def _range(num_labels: int | None) -> str:
     if num_labels is None:
         return "labels are counted from 0"
-    return f"labels from 0 to {num_labels - 1} were expected, as `num_labels` or the training file says"
+    return f"labels from 0 to {num_labels - 1} were expected, as `total_labels` or the training file says"
 
 
 def _each_once(lists: Lists, name: str, path: str) -> Lists:

@@ -43,7 +43,7 @@ class ManyLabelDataModule(BinaryDataModule):
         predict_path: A file to predict; its labels are not looked at. None predicts the rows of ``path``.
         names_path: A file with the name of each label on a line of its own, in their order. None leaves them unnamed.
         dense: Whether the sparse features of text become (N, F) in each batch.
-        num_labels: The number of labels C of Parquet. None is one more than the largest in ``path``.
+        total_labels: The number of labels C of Parquet. None is one more than the largest in ``path``.
         label_column: The column of labels of Parquet, list<int>. None is "labels".
         value_column: A column of Parquet with lists as long as those of the labels: what each label says, in [0, 1],
             NaN if it is unknown. None means that all that are listed are positive.
@@ -81,7 +81,7 @@ class ManyLabelDataModule(BinaryDataModule):
         predict_path: str | os.PathLike[str] | None = None,
         names_path: str | os.PathLike[str] | None = None,
         dense: bool = False,
-        num_labels: int | None = None,
+        total_labels: int | None = None,
         label_column: str | None = None,
         value_column: str | None = None,
         feature_columns: list[str] | None = None,
@@ -121,7 +121,7 @@ class ManyLabelDataModule(BinaryDataModule):
             )
         self.is_parquet = kinds.pop()
         of_parquet = {
-            "num_labels": num_labels,
+            "total_labels": total_labels,
             "label_column": label_column,
             "value_column": value_column,
             "feature_columns": feature_columns,
@@ -135,12 +135,12 @@ class ManyLabelDataModule(BinaryDataModule):
             )
         if dense and self.is_parquet:
             raise ValueError("`dense` would have no effect: the features of Parquet files are dense. Leave it out.")
-        if num_labels is not None and not 1 <= num_labels < 2**31:
-            raise ValueError(f"`num_labels` is {num_labels}; a number from 1 to 2^31 - 1 was expected.")
+        if total_labels is not None and not 1 <= total_labels < 2**31:
+            raise ValueError(f"`total_labels` is {total_labels}; a number from 1 to 2^31 - 1 was expected.")
         if isinstance(feature_columns, str):
             raise TypeError(f"`feature_columns` is the text {feature_columns!r}: give a list, [{feature_columns!r}].")
         self.save_hyperparameters()
-        self.dense, self.names_path, self._given_labels = dense, names_path, num_labels
+        self.dense, self.names_path, self._given_labels = dense, names_path, total_labels
         self.val_path, self.test_path = val_path, test_path
         self._columns = Columns(label_column or "labels", value_column, feature_columns, id_column, weight_column)
         self._sizes: dict[str, Any] | None = None
@@ -230,7 +230,7 @@ class ManyLabelDataModule(BinaryDataModule):
     def occurrences(self) -> tuple[Tensor, int]:
         """Return in how many training rows each label is positive, (C,), and how many rows there are.
 
-        What :func:`propensities` are made of; a checkpoint brings it.
+        What :func:`lightning_bce.metrics.propensities` are made of; a checkpoint brings it.
         """
         known = self._known()
         if "occurrences" not in known:

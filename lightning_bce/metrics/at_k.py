@@ -176,8 +176,11 @@ class PropensityScoredPrecisionAtK(AtK):
 
     Args:
         propensity: The probability in (0, 1] that a relevant label was marked, for each of the C labels; see
-            :func:`propensities`.
+            :func:`propensities`. None waits for :meth:`resolve`, which ``BinaryClassifier`` calls with what
+            ``ManyLabelDataModule`` has counted.
         k: How many labels of a ranking count, at least 1.
+        a: Of :func:`propensities`, for :meth:`resolve`.
+        b: The same.
         **kwargs: Options of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -190,21 +193,51 @@ class PropensityScoredPrecisionAtK(AtK):
         tensor(0.6000)
     """
 
-    gain: Tensor
+    gain: Tensor | None
 
-    def __init__(self, propensity: Sequence[float] | Tensor, k: int = 1, **kwargs: Any) -> None:
-        if "empty_target_action" in kwargs:
+    def __init__(
+        self,
+        propensity: Sequence[float] | Tensor | None = None,
+        k: int = 1,
+        *,
+        a: float = 0.55,
+        b: float = 1.5,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("empty_target_action", "neg") != "neg":  # the command gives every default
             raise ValueError("`empty_target_action` has no effect here: without a positive nothing is to be gained.")
+        if propensity is not None and (a, b) != (0.55, 1.5):
+            raise ValueError("`a` and `b` would have no effect beside `propensity`: give them to `propensities`.")
         super().__init__(k, **kwargs)
+        self.a, self.b = a, b
+        self.register_buffer("gain", None if propensity is None else self._gain(propensity), persistent=False)
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether it waits for propensities."""
+        return self.gain is None
+
+    def resolve(self, counts: Sequence[float] | Tensor, num_samples: int) -> None:
+        """Take the propensities of training data; the arguments are those of :func:`propensities`."""
+        self.gain = self._gain(propensities(counts, num_samples, a=self.a, b=self.b)).to(self.gained.device)
+
+    @staticmethod
+    def _gain(propensity: Sequence[float] | Tensor) -> Tensor:
         values = torch.as_tensor(propensity, dtype=torch.float64)
         if values.ndim != 1 or bool((~(values > 0) | (values > 1)).any()):
             raise ValueError(
                 f"`propensity` has shape {tuple(values.shape)} or values outside (0, 1]; one probability for each "
                 "label was expected, as `propensities(counts, num_samples)` returns."
             )
-        self.register_buffer("gain", 1 / values, persistent=False)
+        return 1 / values
 
     def _count(self, labels: Tensor, hits: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
+        if self.gain is None:
+            raise ValueError(
+                "PropensityScoredPrecisionAtK has no propensities. Give it `propensities(counts, num_samples)`, or "
+                "call `resolve`; BinaryClassifier does where its data module has `occurrences()`, as "
+                "ManyLabelDataModule has."
+            )
         if target.shape[1] != len(self.gain):
             raise ValueError(f"The target has {target.shape[1]} labels and there are {len(self.gain)} propensities.")
         gain = self.gain.to(labels.device)
@@ -228,7 +261,7 @@ def metrics_at_k(metrics: Sequence[Any] | None = None, num_labels: int | None = 
 
     Raises:
         TypeError: If a metric is of another kind.
-        ValueError: If one is given twice.
+        ValueError: If one is given twice, or by its name.
 
     Example:
         >>> list(metrics_at_k())
@@ -241,7 +274,8 @@ def metrics_at_k(metrics: Sequence[Any] | None = None, num_labels: int | None = 
     for given in metrics:
         metric = build(cast(Any, given), Metric) if is_spec(given) else given
         if not isinstance(metric, AtK):
-            raise TypeError(
+            kind = ValueError if isinstance(given, str) else TypeError  # a name is of the right type
+            raise kind(
                 f"`metrics` holds {given!r}; with a head metrics of the first k labels were expected, such as "
                 "`PrecisionAtK(k=5)`: others need the scores of all labels."
             )

@@ -25,6 +25,8 @@ class SparseMLP(Recorded, nn.Module):
         out_features: Number of labels, or the width D of a head.
         hidden: Width of each hidden layer; empty for a linear model.
         dropout: Probability in [0, 1) of leaving out a hidden unit in training.
+        entries: About how many features of a row are not 0, at least 1. The first weights begin as those of nn.Linear
+            do with so many features.
         sparse_gradient: Whether the first layer's gradient holds the rows of the batch alone, which needs an optimizer
             that takes it, such as SparseAdam for all parameters of one group, SGD or Adagrad.
 
@@ -44,13 +46,14 @@ class SparseMLP(Recorded, nn.Module):
         out_features: int = 1,
         hidden: Sequence[int] = (128,),
         dropout: float = 0.1,
+        entries: int = 64,
         sparse_gradient: bool = False,
     ) -> None:
         super().__init__()
-        if min(in_features, out_features, *hidden) < 1:
+        if min(in_features, out_features, entries, *hidden) < 1:
             raise ValueError(
-                f"Every width must be at least 1; got in_features={in_features}, out_features={out_features}, "
-                f"hidden={list(hidden)}."
+                f"Every number must be at least 1; got in_features={in_features}, out_features={out_features}, "
+                f"hidden={list(hidden)}, entries={entries}."
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` is {dropout}; it must lie in [0, 1).")
@@ -59,7 +62,7 @@ class SparseMLP(Recorded, nn.Module):
         first, *widths = [*hidden, out_features]
         self.weight = nn.Parameter(torch.empty(in_features, first))
         self.bias = nn.Parameter(torch.empty(first))
-        bound = 1 / math.sqrt(in_features)  # as nn.Linear begins
+        bound = 1 / math.sqrt(min(in_features, entries))
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
         layers: list[nn.Module] = []

@@ -203,7 +203,7 @@ def test_files_that_are_not_there_or_do_not_fit_are_refused(folder):
     [
         ({"test_path": "t.txt", "test_fraction": 0.1}, "no effect"),
         ({"label_column": "tags"}, "no effect"),
-        ({"num_labels": 7}, "no effect"),
+        ({"total_labels": 7}, "no effect"),
         ({"predict_path": "p.parquet"}, "one kind"),
         ({"val_fraction": 1.0}, "val_fraction"),
     ],
@@ -313,7 +313,7 @@ def test_a_file_to_predict_needs_no_labels(folder):
 def test_a_faulty_row_of_parquet_is_named(folder, changes, what):
     frame(**changes).write_parquet("train.parquet")
     with pytest.raises(ValueError, match=what):
-        ManyLabelDataModule("train.parquet", num_labels=8, **OPTIONS).rows("train")
+        ManyLabelDataModule("train.parquet", total_labels=8, **OPTIONS).rows("train")
 
 
 def test_columns_that_are_not_there_are_named(folder):
