@@ -120,7 +120,7 @@ class MultiLabelHead(Recorded, nn.Module):
         self.weight = nn.Parameter(torch.empty(num_labels, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype)) if bias else None
         self.dense_part: float | None = None
-        """Of the last training pass, the part of the labels whose products backward were whole: docs/howto/many-labels.md."""
+        """Of the last training pass, the part whose products backward were whole: docs/howto/many-labels.md"""
         self.update = update
         self._shards: LabelShards | None = None
         self.reset_parameters()
