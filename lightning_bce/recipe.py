@@ -97,7 +97,9 @@ def choices(
     if "model.loss" not in stated and model["loss"] is not None:  # of a head
         why = "proper: its probabilities are right, and a threshold does what weights would"
         yield Choice("model.loss", _short_name(model["loss"]["class_path"]), why)
-    if not stated & {"model.model", "model.model.hidden"}:
+    if model.get("head") and "model.model" not in stated:
+        yield Choice("model.model", _short_name(model["model"]["class_path"]), "takes sparse inputs, and dense ones")
+    elif not stated & {"model.model", "model.model.hidden"}:
         why = "wider and narrower was better on some tables and worse on others"
         yield Choice("model.model.hidden", str(list(model["model"]["init_args"]["hidden"])), why)
     if "model.prior_bias" not in stated and model.get("prior_bias"):

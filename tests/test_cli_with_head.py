@@ -97,6 +97,14 @@ def test_a_run_goes_on_with_its_head(capsys):
     assert torch.load(again, weights_only=True)["epoch"] == 2
 
 
+def test_a_run_with_a_head_is_repeated_by_its_configuration():
+    first = fit("--test_after_fit=false")
+    main(["fit", "--config=runs/version_0/config.yaml"])
+    second = Path("runs/version_1/checkpoints/best.ckpt")
+    one, other = (torch.load(path, weights_only=True)["state_dict"]["head.weight"] for path in (first, second))
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("flags", "what"),
     [

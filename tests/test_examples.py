@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import polars  # noqa: F401  these two set variables of the environment when first imported, which is no test's leak
+import polars  # these two set variables of the environment when first imported, which is no test's leak
 import pytest
 import sklearn.datasets  # noqa: F401
 import torch
@@ -127,6 +127,17 @@ def test_many_labels_train_on_zipf_data_and_tell_their_memory(example, capsys):
     assert found["val_PrecisionAt5"] > 20 / 20_000  # far above chance, 5 of 20,000
     assert found["val_log_loss"] < 0.0025 and 0 < found["weights"] < found["before"] <= found["peak"]
     assert "20,000 labels" in capsys.readouterr().out
+
+
+def test_a_file_of_very_many_labels_is_trained_on_tested_and_predicted_by_the_command(example, capsys):
+    table = polars.read_csv(example("extreme_labels").main(labels=1_000, rows=600, epochs=5))
+    shown = capsys.readouterr().out
+    found = re.search(r"test_PrecisionAt1 +(\S+)", shown)
+    assert found is not None and float(found[1]) > 0.2  # the most frequent label is in 7 of 60 test rows
+    assert "test_PropensityScoredPrecisionAt3" in shown
+    assert table.columns == ["id", *(f"{name}_{k}" for k in (1, 2, 3) for name in ("label", "probability"))]
+    assert table["id"].to_list() == list(range(60)) and table["label_1"].n_unique() > 1
+    assert (table["probability_1"] >= table["probability_3"]).all()
 
 
 def test_a_head_and_a_dense_layer_train_to_the_same_numbers(example):

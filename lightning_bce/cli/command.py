@@ -35,7 +35,7 @@ from lightning_bce.callbacks import (
 from lightning_bce.callbacks.label_names import of_single_label
 from lightning_bce.classifier import BinaryClassifier
 from lightning_bce.cli.equipment import SaveRun, as_list, loggers_in, shows_a_table, validates, with_whole_checkpoints
-from lightning_bce.cli.given import configurations, names_checkpoint, stated_names, value_of
+from lightning_bce.cli.given import configurations, gives_head, names_checkpoint, stated_names, value_of
 from lightning_bce.cli.parser import Parser, refuse
 from lightning_bce.cli.resuming import OptimizerChanges, changed, read_checkpoint, short
 from lightning_bce.losses import LabelCounts
@@ -77,7 +77,7 @@ class BinaryCLI(LightningCLI):
             except ValueError as error:
                 refuse(str(error))
         self._stated = stated_names(self._given)
-        self._has_head = "model.head" in self._stated
+        self._has_head = gives_head(self._given)
         self._fresh = self._given[:1] == ["fit"] and not names_checkpoint(self._given)
         if self._fresh and "data" not in self._stated and "data.path" in self._stated:
             self._given.insert(1, "--data=TableDataModule")

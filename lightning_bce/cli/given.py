@@ -37,6 +37,16 @@ def names_checkpoint(arguments: Sequence[str]) -> bool:
     return bool(named)
 
 
+def gives_head(arguments: Sequence[str]) -> bool:
+    """Return whether flags or YAML files give the classifier a head; a saved configuration says null where not."""
+    given = value_of("--model.head", arguments)
+    for path in configurations(arguments):
+        # What is wrong the parser says better.
+        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+            given = given or (yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("model") or {}).get("head")
+    return bool(given)
+
+
 def configurations(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the paths of the YAML files among the arguments."""
     for index, argument in enumerate(arguments):

@@ -70,7 +70,7 @@ def read_header(path: str) -> Header:
 def read_extreme_text(path: str) -> ManyLabelTable:
     r"""Return the rows of a file, plain or packed (.gz), read in one pass.
 
-    In memory are then 12 bytes for each label and 16 for each feature of a row at most, of which 4 and 8 stay.
+    In memory are then 8 bytes for each label and 12 for each feature of a row at most, of which 4 and 8 stay.
 
     Args:
         path: The file.

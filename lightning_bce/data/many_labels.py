@@ -317,15 +317,14 @@ class ManyLabelDataModule(BinaryDataModule):
 
     def _make(self, part: Part) -> ManyLabelRows | None:
         file, labelled = self.files[part], part != "predict"
-        of_training = file == self.files["train"] and part in ("train", "val", "test") and not self._own_file(part)
-        if of_training:
+        if labelled and not self._own_file(part):
             table, rows = self._labelled(), self._parts[part]
             if not len(rows):
                 return None
         else:
-            # Read anew where it is the training file and that was not read: for its rows, labels or none.
+            num_labels = self.num_labels
             same = file == self.files["train"] and self._training is not None
-            table = self._labelled() if same else self._read(file, self.num_labels, labelled=labelled)
+            table = self._labelled() if same else self._read(file, num_labels, labelled=labelled)
             self._check_sizes(table, file)
             rows = torch.arange(len(table))
         return ManyLabelRows(table, rows, dense=self.dense, labelled=labelled)
