@@ -47,7 +47,7 @@ def table():
 
 @pytest.mark.filterwarnings("ignore:No(thing| threshold) can be:UserWarning")  # a check has a single positive
 @parametrize_with_checks(
-    [quick(threshold=0.5), quick(), quick(FocalLoss(gamma=1.0), threshold=0.5, calibration="platt")],
+    [quick(), quick(FocalLoss(gamma=1.0), threshold=0.5, calibration="platt")],
     expected_failed_checks=lambda estimator: REPEATED | (TUNED if estimator.threshold is None else {}),
 )
 def test_scikit_learns_own_checks_pass(estimator, check):
