@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from lightning_bce.heads.prediction import best_labels, scores_of
 from lightning_bce.heads.shards import LabelShards
 from lightning_bce.heads.targets import SparseTarget
 from lightning_bce.heads.updates import ChunkUpdate
-from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size
+from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size, full_dtype
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
 from lightning_bce.losses.checks import check_factor, check_unit, check_whole
 from lightning_bce.losses.sums import safe_ratio
@@ -59,7 +60,8 @@ class MultiLabelHead(Recorded, nn.Module):
             :class:`ChunkAdamW` or :class:`ChunkAdafactor`. The parameters then require no gradient, and a call in
             training mode with gradients enabled moves them. None leaves them to an ordinary optimizer.
         device: Where the parameters are made.
-        dtype: Of the parameters, also as a name such as "bfloat16". None is torch's default.
+        dtype: Of the weights, also as a name such as "bfloat16". None is torch's default. The bias stays in float32 if
+            they have fewer digits.
 
     Raises:
         ValueError: If an option is out of range, or the loss cannot be computed label by label, with the reason.
@@ -118,7 +120,8 @@ class MultiLabelHead(Recorded, nn.Module):
         self._formula = HeadFormula(self.loss, num_labels)
         self._plain: HeadFormula | None = None
         self.weight = nn.Parameter(torch.empty(num_labels, in_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=dtype)) if bias else None
+        kept = full_dtype(self.weight.dtype)
+        self.bias = nn.Parameter(torch.empty(num_labels, device=device, dtype=kept)) if bias else None
         self.dense_part: float | None = None
         """Of the last training pass, the part whose products backward were whole: docs/howto/many-labels.md"""
         self.update = update
@@ -371,7 +374,19 @@ class MultiLabelHead(Recorded, nn.Module):
 
     @property
     def _full(self) -> torch.dtype:
-        return torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        return full_dtype(self.weight.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # The bias stays in float32: to the nearest in bfloat16 most of its steps are lost, and it is small.
+        kept = () if self.bias is None else (self.bias, self.bias.grad)
+
+        def keeping(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if any(tensor is one for one in kept) and torch.promote_types(moved.dtype, tensor.dtype) != moved.dtype:
+                return tensor.to(moved.device, copy=True)
+            return moved
+
+        return super()._apply(keeping, recurse)  # type: ignore[no-untyped-call]
 
     def _target(self, inputs: Tensor, target: Any) -> SparseTarget:
         self._check_inputs(inputs)

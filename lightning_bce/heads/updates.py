@@ -103,7 +103,7 @@ class ChunkUpdate(Recorded, nn.Module):
         self._move(name, now, gradient, begin, end)
         if value.dtype == full:
             return  # it was moved in its place
-        if name != "weight" or self.rounding == "nearest":
+        if self.rounding == "nearest":
             value[begin:end] = now.to(value.dtype)
         elif self.rounding == "stochastic":
             noise = torch.Generator(now.device).manual_seed(self._seed + begin)

@@ -5,6 +5,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -146,6 +147,40 @@ def test_small_steps_in_bfloat16_are_lost_to_the_nearest_and_kept_by_the_others(
     assert moved["nearest"] < 0.2  # of the way; what is nearer to 0 takes its steps
     assert moved["kahan"] == pytest.approx(1, abs=0.01)
     assert moved["stochastic"] == pytest.approx(1, abs=0.1)
+
+
+def test_bfloat16_weights_train_digits_as_float32_does_unless_they_round_to_the_nearest():
+    pixels, digit = load_digits(return_X_y=True)
+    x, lists = torch.tensor(pixels / 16).float(), [[label] for label in digit.tolist()]
+    target = SparseTarget.from_lists(lists, 10)
+
+    def trained(dtype, rounding):
+        head = MultiLabelHead(64, 10, update=ChunkSGD(0.02, rounding=rounding), dtype=dtype)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            head.weight.copy_(0.1 * torch.randn(10, 64).bfloat16())
+            head.bias.zero_()
+        for epoch in range(10):
+            for some in torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(64):
+                head(x[some], SparseTarget.from_lists([lists[i] for i in some], 10))
+        with torch.no_grad():
+            return float(head(x, target))
+
+    exact = trained(torch.float32, "nearest")
+    assert trained(torch.bfloat16, "kahan") == pytest.approx(exact, rel=1e-3)
+    assert trained(torch.bfloat16, "stochastic") == pytest.approx(exact, rel=1e-2)
+    assert trained(torch.bfloat16, "nearest") > 1.05 * exact
+
+
+def test_the_bias_stays_in_float32():
+    made, cast = a_head(dtype=torch.bfloat16), a_head(dtype=torch.float32)
+    ((x, target),) = batches(1, torch.float32)
+    cast(x, target).backward()
+    exact = cast.bias.detach().clone()
+    cast.bfloat16()
+    assert made.bias.dtype == cast.bias.dtype == cast.bias.grad.dtype == torch.float32
+    assert made.weight.dtype == cast.weight.dtype == torch.bfloat16 and torch.equal(cast.bias, exact)
+    assert cast.double().bias.dtype == torch.float64
 
 
 def test_a_factor_of_the_loss_is_refused():
