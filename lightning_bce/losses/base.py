@@ -176,7 +176,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         # (N, C, P): one label for (N,), one position for (N, C)
         shape = (*logits.shape, 1, 1)[:2]
         sums = [
-            part.reshape(*shape, -1 if part.numel() else 1).sum((0, 2)) for part in self._formula.parts(batch, losses)
+            part.reshape(*shape, math.prod(part.shape[2:])).sum((0, 2)) for part in self._formula.parts(batch, losses)
         ]
         return LossSums(torch.stack(sums[:2], -1), torch.stack(sums[2:], -1))
 

@@ -172,7 +172,7 @@ def test_over_nothing_a_loss_is_zero_with_a_zero_gradient(case, reduction, nothi
         assert_close(torch.autograd.grad(loss, outputs)[0], torch.zeros_like(outputs), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (0, 3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (0, 3, 5), (1, 2, 0)], ids=str)
 def test_an_empty_batch_keeps_its_shape_and_its_labels(case, shape):
     assert case.make(reduction="none")(case.outputs(*shape), torch.ones(shape)).shape == shape
     assert case.make().sums(case.outputs(*shape), torch.ones(shape)).loss.shape == ((*shape, 1)[1], 2)
