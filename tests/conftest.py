@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 RANKS = 2
 SECONDS = 120
@@ -30,6 +31,12 @@ WRITTEN_BY_TOOLS = {
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
 }
+
+# What hypothesis tries: the same few examples each time, or by `HYPOTHESIS_PROFILE=long pytest` others each time and
+# many. No time limit for one example, which a busy machine would miss.
+settings.register_profile("ci", max_examples=8, derandomize=True, database=None, deadline=None)
+settings.register_profile("long", max_examples=500, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 # -- the guard against leaks ------------------------------------------------------------------------------------------
