@@ -279,7 +279,9 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path):
 
 # -- a training that is killed ----------------------------------------------------------------------------------------
 
-EPOCHS, KILLS = 12, 3
+# `KILLS=20 pytest tests/test_whole_checkpoints.py -k any_moment` kills it more often.
+KILLS = int(os.environ.get("KILLS", "3"))
+EPOCHS = 4 * KILLS
 TRAINING = [
     "--trainer.accelerator=cpu",
     "--trainer.logger=false",
@@ -337,8 +339,7 @@ def kill_again_and_again(straight, killed):
 def end_of(folder):
     newest = max(states(folder).items(), key=lambda item: item[1])[0]
     checkpoint = torch.load(newest, weights_only=True)
-    assert checkpoint["epoch"] == EPOCHS - 1
-    return checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]
+    return checkpoint["epoch"], checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]
 
 
 def test_a_training_that_is_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
