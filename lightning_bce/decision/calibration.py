@@ -130,7 +130,9 @@ def _curve(calibration: Calibration, logits: Tensor) -> Tensor:
     width = calibration.knots.shape[1]
     offset = _by_label(torch.arange(calibration.num_labels, device=logits.device) * width, logits)
     low = torch.zeros_like(logits, dtype=torch.int64) + offset
-    step = 1 << max(0, (width - 1).bit_length() - 1)
+    step = 1
+    while 2 * step < width:  # not `bit_length`, which torch.export of torch 2.4 does not know
+        step *= 2
     last = offset + width - 1
     while step:
         trial = torch.minimum(low + step, last)
