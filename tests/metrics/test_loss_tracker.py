@@ -255,7 +255,9 @@ def test_a_persistent_tracker_goes_on_from_its_checkpoint():
         ((torch.zeros(7, 2), torch.zeros(7, 2)), "num_labels"),
         ((torch.zeros(7, 3),), "without targets"),
         ((LossSums(torch.zeros(1, 2), torch.zeros(1, 2)),), "num_labels"),
+        ((LossSums(torch.zeros(3, 2), torch.zeros(1, 2)),), "num_labels"),
         ((LossSums(torch.zeros(3, 2), torch.zeros(3, 2)), torch.zeros(7)), "pass them alone"),
+        ((LossSums(torch.zeros(3, 2), torch.zeros(3, 2)), None, torch.zeros(7)), "pass them alone"),
     ],
 )
 def test_a_refused_batch_leaves_the_state_as_it_was(arguments, said):
