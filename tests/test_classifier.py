@@ -1014,7 +1014,11 @@ def test_an_option_out_of_range_or_without_effect_is_refused(options, match):
         BinaryClassifier(Given(), **options)
 
 
-@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), FocalLoss, "bce", cross_entropy], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [nn.BCEWithLogitsLoss(), FocalLoss, "bce", cross_entropy],
+    ids=["a module", "a class", "a name", "a function"],
+)
 def test_a_loss_of_torch_is_refused_with_its_equal_here(loss):
     with pytest.raises((TypeError, SpecError), match="BinaryLoss"):
         BinaryClassifier(Given(), loss)
