@@ -56,6 +56,7 @@ class ManyLabelTable:
         ids: Names or numbers of the rows.
         weight: Weight of each row, (N,), or None.
         fingerprint: Size and checksum of the file.
+        feature_columns: The columns that the features came from, in their order; None where they are numbered.
     """
 
     inputs: Lists | Tensor
@@ -65,6 +66,7 @@ class ManyLabelTable:
     ids: Tensor | list[str]
     weight: Tensor | None
     fingerprint: dict[str, int]
+    feature_columns: list[str] | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -68,7 +68,8 @@ def read_list_columns(path: str, columns: Columns, num_labels: int | None, *, la
     inputs = torch.from_numpy(np.concatenate([_feature(table[name], path) for name in features], axis=1))
     weight = None if columns.weight is None or not labelled else _weight(table[columns.weight], path)
     ids = torch.arange(table.height) if columns.id is None else _ids(table[columns.id], path)
-    return ManyLabelTable(inputs, labels, inputs.shape[1], num_labels or max(found, 1), ids, weight, fingerprint)
+    sizes = (inputs.shape[1], num_labels or max(found, 1))
+    return ManyLabelTable(inputs, labels, *sizes, ids, weight, fingerprint, list(features))
 
 
 def _labels(table: polars.DataFrame, columns: Columns, num_labels: int | None, path: str) -> Lists:

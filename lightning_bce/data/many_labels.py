@@ -28,7 +28,8 @@ class ManyLabelDataModule(BinaryDataModule):
     :class:`SparseMLP` or an ``EmbeddingBag``; with ``dense`` float32 (N, F), made for each batch.
 
     **Parquet**: a column of list<int> with the labels, an empty list where a row has none, and features in columns of
-    numbers or of equally long lists of numbers. They are taken as they are: ``inputs`` are float32 (N, F).
+    numbers or of equally long lists of numbers. They are taken as they are: ``inputs`` are float32 (N, F). Other files
+    than ``path`` have the columns of the same names, in any order.
 
     ``target`` of a batch is a :class:`SparseTarget`, sorted by label in the process that loads it; ``id`` is the row's
     number from 0, or what ``id_column`` says. Rows are split by seed alone: most of so many labels are too rare for
@@ -295,7 +296,8 @@ class ManyLabelDataModule(BinaryDataModule):
             table = self._read(self.files["train"], given, labelled=True)
             if self._sizes is not None and "rows" in self._sizes:
                 self._compare(table, self._sizes)
-            sizes = {"num_features": table.num_features, "num_labels": table.num_labels, "file": table.fingerprint}
+            sizes: dict[str, Any] = {"num_features": table.num_features, "num_labels": table.num_labels}
+            sizes |= {"file": table.fingerprint, "feature_columns": table.feature_columns}
             self._sizes = {**sizes, **(self._sizes or {})}
             self._parts = self._split(len(table))
             self._training = table
@@ -334,7 +336,10 @@ class ManyLabelDataModule(BinaryDataModule):
 
     def _read(self, file: str, num_labels: int | None, *, labelled: bool) -> ManyLabelTable:
         if self.is_parquet:
-            return read_list_columns(file, self._columns, num_labels, labelled=labelled)
+            # By their names in the training file: another file may have them in another order.
+            features = self._columns.features or (self._sizes or {}).get("feature_columns")
+            columns = self._columns._replace(features=features)
+            return read_list_columns(file, columns, num_labels, labelled=labelled)
         return read_extreme_text(file)
 
     def _check_sizes(self, table: ManyLabelTable, file: str) -> None:

@@ -291,6 +291,20 @@ def test_a_file_to_predict_needs_no_labels(folder):
     assert batch["inputs"].shape == (4, 3) and set(batch) == {"inputs", "id"}
 
 
+def test_columns_of_features_go_by_their_names_in_every_file(folder):
+    frame().write_parquet("train.parquet")
+    frame().select("vector", "who", polars.lit(9.0).alias("more"), "age").write_parquet("new.parquet")
+    frame().select("vector", "who").write_parquet("less.parquet")
+    module = ManyLabelDataModule("train.parquet", predict_path="new.parquet", **OPTIONS)
+    expected = everything(module.rows("train"))["inputs"]
+    assert torch.equal(next(iter(module.predict_dataloader()))["inputs"], expected)
+    again = ManyLabelDataModule("gone.parquet", predict_path="new.parquet", **OPTIONS)
+    again.restore(module.state_dict())
+    assert torch.equal(next(iter(again.predict_dataloader()))["inputs"], expected)
+    with pytest.raises(ValueError, match=r"less.parquet has no column 'age'"):
+        ManyLabelDataModule("train.parquet", predict_path="less.parquet", **OPTIONS).predict_dataloader()
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
