@@ -38,13 +38,18 @@ def pos_weight_from_counts(positives: Factor, total: Factor, *, power: float = 1
         tensor([ 1.,  9., 50.], dtype=torch.float64)
     """
     check_number("power", power, at_least=0)
+    check_cap(cap)
+    seen, known = check_positives("positives", positives, total)
+    odds = (known - seen) / seen
+    return (odds**power).clamp(max=cap) if cap is not None else odds**power
+
+
+def check_cap(cap: float | None) -> None:
+    """Refuse a largest factor that is no number above 0; None passes."""
     if cap is not None:
         check_number("cap", cap, at_least=0)
         if cap == 0:
             raise ValueError("`cap` is 0, which would silence every positive; give a number above 0, or None.")
-    seen, known = check_positives("positives", positives, total)
-    odds = (known - seen) / seen
-    return (odds**power).clamp(max=cap) if cap is not None else odds**power
 
 
 def inverse_frequency_weight(counts: Factor, *, power: float = 1.0) -> Tensor:

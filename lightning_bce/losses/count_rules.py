@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses.class_counts import (
+    check_cap,
     check_positives,
     effective_number_weight,
     inverse_frequency_weight,
@@ -60,6 +61,7 @@ def pos_weight_rule(name: str, rule: Rule) -> OfCounts:
 
     def ratio(counts: LabelCounts) -> Tensor:
         if kind == "effective_number":
+            check_cap(chosen["cap"])
             seen, known = check_positives("positives", counts.positives, counts.total)
             pair = torch.stack([seen, known - seen])
             weight = [effective_number_weight(sides, beta=chosen["beta"]) for sides in pair.unbind(1)]

@@ -39,17 +39,14 @@ class LabelCounts:
         for name, value in (("positives", positives), ("negatives", negatives), ("known", known)):
             check_factor(name, value)
         sides = [torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in (positives, negatives)]
-        self._positive, self._negative = (side.reshape(-1) if side.ndim == 0 else side for side in sides)
-        self._known = (
-            self._positive + self._negative
-            if known is None
-            else torch.as_tensor(known, dtype=torch.float64).detach().cpu().reshape(self._positive.shape)
-        )
-        if self._positive.shape != self._negative.shape or self._positive.ndim != 1 or not len(self._positive):
-            raise ValueError(
-                f"`positives` has shape {tuple(self._positive.shape)} and `negatives` {tuple(self._negative.shape)}; "
-                "one number for each label, in both, was expected."
-            )
+        if known is not None:
+            sides.append(torch.as_tensor(known, dtype=torch.float64).detach().cpu())
+        if len({side.shape for side in sides}) > 1 or sides[0].ndim > 1 or not sides[0].numel():
+            names = ("`positives`", "`negatives`", "`known`")
+            came = ", ".join(f"{name} has shape {tuple(side.shape)}" for name, side in zip(names, sides, strict=False))
+            raise ValueError(f"{came}; one number for each label, in each of them, was expected.")
+        self._positive, self._negative, *rest = (side.reshape(-1) for side in sides)
+        self._known = rest[0] if rest else self._positive + self._negative
         self.positions = positions
 
     @classmethod
@@ -83,7 +80,16 @@ class LabelCounts:
         return cls(positives, negatives, total, max(0, labels.ndim - 2))
 
     def __add__(self, other: LabelCounts) -> LabelCounts:
-        """Return the counts of both sets."""
+        """Return the counts of both sets.
+
+        Raises:
+            ValueError: If they have not as many labels.
+        """
+        if self.num_labels != other.num_labels:
+            raise ValueError(
+                f"There are counts of {self.num_labels} and of {other.num_labels} label(s): those of the same labels "
+                "were expected."
+            )
         positives, negatives, known = (a + b for a, b in zip(self._sums, other._sums, strict=True))
         return LabelCounts(positives, negatives, known, max(self.positions, other.positions))
 

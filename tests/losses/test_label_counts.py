@@ -245,7 +245,12 @@ def test_the_numbers_come_to_where_the_loss_has_moved(cls, argument):
         (lambda: DistributionBalancedLoss(counts="auto", total=7), "leave `total` out"),
         (lambda: DistributionBalancedLoss(counts=7), "counts='auto'"),
         (lambda: BCEWithLogitsLoss(class_weight="auto").resolve(LabelCounts(1, 9)), "without effect"),
+        (lambda: FocalLoss(alpha={"rule": "effective_number", "cap": -1}), "`cap` is -1"),
+        (lambda: BCEWithLogitsLoss(pos_weight={"rule": "effective_number", "cap": float("nan")}), "`cap` is nan"),
+        (lambda: BCEWithLogitsLoss(pos_weight={"rule": "effective_number", "cap": 0}), "`cap` is 0"),
         (lambda: LabelCounts([1, 2], [3]), r"shape \(2,\)"),
+        (lambda: LabelCounts([1, 2], [3, 4], [10]), r"`known` has shape \(1,\)"),
+        (lambda: LabelCounts([1, 2], [3, 4]) + LabelCounts(1, 2), r"of 2 and of 1 label"),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused(make, message):
