@@ -75,10 +75,27 @@ def test_a_training_that_counted_for_something_else_can_be_moved_later_and_no_ot
     moved = BinaryClassifier.load_from_checkpoint(tmp_path / "a.ckpt", deployment_prior=0.01).eval()
     assert_close(predicted(moved), posterior(0.01), rtol=0.02, atol=0)
     plain = fitted(tmp_path)
-    with pytest.raises(ValueError, match=r"does not say how many positives.*set_shift"):
+    with pytest.raises(ValueError, match=r"how many positives.*set_shift"):
         BinaryClassifier.load_from_checkpoint(tmp_path / "a.ckpt", deployment_prior=0.01)
     plain.decision.set_shift(prior_shift(0.2, 0.01).reshape(1))
     assert_close(predicted(plain), posterior(0.01), rtol=0.02, atol=0)
+
+
+def test_a_trainer_that_loads_a_checkpoint_predicts_at_the_rate_of_the_module(tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    loader = DataLoader(torch.eye(3), 3)
+    module = BinaryClassifier(nn.Linear(3, 1), metrics=[], deployment_prior=0.01)
+    for trained_with in ({"prior_bias": True}, {"deployment_prior": 0.5}):
+        fitted(tmp_path, **trained_with)
+        (found,) = trainer.predict(module, loader, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+        assert_close(found["probability"], posterior(0.01), rtol=0.02, atol=0)
+
+
+def test_a_module_that_knows_no_training_rate_predicts_for_no_other():
+    module = BinaryClassifier(nn.Linear(3, 1), deployment_prior=0.01)
+    for ask in (lambda: predicted(module), module.exportable):
+        with pytest.raises(ValueError, match=r"neither a training nor a checkpoint.*set_shift"):
+            ask()
 
 
 def test_a_balanced_rate_decides_by_which_class_explains_the_row_better():

@@ -60,9 +60,10 @@ class LearnsFromLabels(TakesBatches):
             return torch.zeros(self.num_labels)
         if counts is None:
             raise ValueError(
-                f"`deployment_prior` is {self.deployment_prior}, and the checkpoint does not say how many positives "
-                "the model was trained with. Load it without, and use `classifier.decision.set_shift(prior_shift("
-                "training_prior, deployment_prior))`; a training with `deployment_prior` or `prior_bias` counts them."
+                f"`deployment_prior` is {self.deployment_prior}, and neither a training nor a checkpoint says how many "
+                "positives the model was trained with. Make or load it without, and use `classifier.decision.set_shift("
+                "prior_shift(training_prior, deployment_prior))`; a training with `deployment_prior` or `prior_bias` "
+                "counts them."
             )
         numbers = torch.as_tensor(self.deployment_prior)
         if numbers.ndim > 1 or numbers.numel() not in (1, self.num_labels):
@@ -71,6 +72,11 @@ class LearnsFromLabels(TakesBatches):
                 "label(s), was expected."
             )
         return prior_shift(counts.prior, numbers).float()
+
+    def _check_shift(self) -> None:
+        """Refuse to predict for another rate where that of the training is not known."""
+        if self.deployment_prior is not None and self.label_counts is None:
+            self._shift(None)
 
     def _resolve(self, drawn: LabelCounts | None) -> None:
         """Fill in what the loss leaves to the training data, as they are drawn."""

@@ -192,7 +192,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
         self.prior_bias = prior_bias
         self.deployment_prior = deployment_prior
         if deployment_prior is not None:  # refused now if it cannot be, and not after training
-            self.decision.set_shift(self._shift(LabelCounts([1.0] * num_labels, [1.0] * num_labels)))
+            self._shift(LabelCounts([1.0] * num_labels, [1.0] * num_labels))
         self.label_counts: LabelCounts | None = None
         self._loss_counts: LabelCounts | None = None
         self._untrained = True
@@ -291,6 +291,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
         most probable labels, (N, top_k) both. Under several ranks ``trainer.predict`` returns to each the batches
         of its own rows: rank, rank + ranks, ... :class:`PredictionWriter` writes those of all, in order, once each.
         """
+        self._check_shift()
         inputs, *_, identity = self.unpack_batch(batch)
         logits = self(inputs)
         if self.head is not None:
@@ -316,6 +317,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
                 "A classifier with a head has no probabilities of all labels to export. Export its `model`, and take "
                 "the head's weights beside it."
             )
+        self._check_shift()
         plain = type(self).forward is BinaryClassifier.forward
         return Exportable(self.model if plain else self, self.decision)
 
@@ -540,6 +542,9 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
             self.label_counts = LabelCounts.from_plain(plain)
         if self.loss.unresolved and (plain := checkpoint.get("loss_counts")) is not None:
             self._resolve(LabelCounts.from_plain(plain))
+        if self.deployment_prior is not None and self.label_counts is not None:
+            # That of this module, which may have been made with another than the checkpoint's.
+            self.decision.keep_shift(self._shift(self.label_counts))
         # A strategy that shards the model has loaded it by now, and taken it out of the checkpoint.
         found = checkpoint.get("state_dict") or dict(self.named_parameters())
         check_finite(found, {name for name, _ in self.named_parameters()})
