@@ -339,6 +339,9 @@ def kill_again_and_again(straight, killed):
 def end_of(folder):
     newest = max(states(folder).items(), key=lambda item: item[1])[0]
     checkpoint = torch.load(newest, weights_only=True)
+    stopped = next(state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStopping"))
+    # All epochs, or as many as the recipe's EarlyStopping lets it: the same number in one go and in pieces.
+    assert checkpoint["epoch"] == (stopped["stopped_epoch"] or EPOCHS - 1), stopped
     return checkpoint["epoch"], checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]
 
 

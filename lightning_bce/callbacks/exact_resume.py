@@ -7,9 +7,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_bce.callbacks.random_state import random_state, set_random_state
+from lightning_bce.callbacks.steps import callbacks_of
 
 
 class ExactResume(pl.Callback):
@@ -19,6 +22,9 @@ class ExactResume(pl.Callback):
     a shuffling loader start again from the seed. This callback adds the state of Python's, NumPy's and torch's
     generators, of each rank, and the value that a ReduceLROnPlateau scheduler was about to be given. They are put back
     when the first resumed epoch starts, after the loaders are made: a split drawn there is that of the first run.
+
+    A training that EarlyStopping had stopped when the checkpoint was written stays stopped: Lightning would train it
+    for one epoch more, so that a run that is killed after its last checkpoint would end elsewhere.
 
     It holds for checkpoints of the end of an epoch, on the same number of ranks, and with the same data, arguments and
     ``max_epochs`` where a schedule depends on it. In the middle of an epoch Lightning starts with its first batches
@@ -51,11 +57,25 @@ class ExactResume(pl.Callback):
             # Every rank is here: Lightning saves on all of them, and waits for all.
             ranks = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(ranks, state)
-        return {"ranks": ranks, "plateau": {} if self._trainer is None else _awaited(self._trainer)}
+        found: dict[str, Any] = {"plateau": {}, "stopped": []}
+        if self._trainer is not None:
+            found = {"plateau": _awaited(self._trainer), "stopped": _stopped(self._trainer)}
+        return {"ranks": ranks, **found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the epoch starts."""
         self._saved = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a training that had stopped."""
+        stopped = (self._saved or {}).get("stopped", [])  # that of an earlier release does not say
+        ended = [callback for callback in _early_stoppings(trainer) if callback.state_key in stopped]
+        if ended:
+            trainer.should_stop = True
+            rank_zero_warn(
+                f"EarlyStopping on {ended[0].monitor!r} had stopped this training when the checkpoint was written: no "
+                "further epoch is trained. To go on all the same, give an EarlyStopping with another `monitor`."
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the random state back."""
@@ -80,6 +100,22 @@ class ExactResume(pl.Callback):
     ) -> None:
         """Forget the state of a checkpoint from the middle of an epoch: the next one is not where it belongs."""
         self._saved = None
+
+
+def _early_stoppings(trainer: pl.Trainer) -> list[EarlyStopping]:
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, EarlyStopping)]
+
+
+def _stopped(trainer: pl.Trainer) -> list[str]:
+    """Return the keys of what has stopped the training in this epoch; not of a Timer, whose next run has its own time.
+
+    Epoch 0 is also what an EarlyStopping says that has stopped nothing.
+    """
+    return [
+        callback.state_key
+        for callback in _early_stoppings(trainer)
+        if trainer.should_stop and 0 < callback.stopped_epoch == trainer.current_epoch
+    ]
 
 
 def _awaited(trainer: pl.Trainer) -> dict[str, float]:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
@@ -207,6 +207,38 @@ def test_what_an_evaluation_has_read_does_not_reach_a_later_fit():
 def test_two_and_two_are_four_from_the_end_of_a_validation(tmp_path):
     options = {"checkpoint": {"save_on_train_epoch_end": False}, **SCHEDULES["plateau"]}
     assert_equal_runs(*two_and_two(tmp_path, Plain, **options))
+
+
+def stopping(monitor="val_loss"):
+    return EarlyStopping(monitor, patience=1, min_delta=9.0)  # never so much better: it stops in epoch 1
+
+
+def test_a_training_that_had_stopped_stays_stopped(tmp_path):
+    # As one that is killed between its last checkpoint and its end: Lightning would train it for one epoch more.
+    straight, _ = run(tmp_path / "a", Plain(), callbacks=[stopping()])
+    assert straight.current_epoch == 2
+    with pytest.warns(UserWarning, match="EarlyStopping on 'val_loss' had stopped this training"):
+        resumed, _ = run(tmp_path / "b", Plain(), path=tmp_path / "a" / "last.ckpt", callbacks=[stopping()])
+    assert resumed.current_epoch == 2 and resumed.global_step == straight.global_step
+    assert_close(state_of(resumed)["model"], state_of(straight)["model"], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
+def test_a_training_that_had_stopped_goes_on_where_something_else_may_stop_it(tmp_path):
+    run(tmp_path / "a", Plain(), callbacks=[stopping()])
+    path = tmp_path / "a" / "last.ckpt"
+    assert run(tmp_path / "b", Plain(), path=path, callbacks=[stopping("val_log_loss")])[0].current_epoch == 4
+    assert run(tmp_path / "c", Plain(), path=path)[0].current_epoch == 4
+
+
+def test_a_training_that_something_else_had_stopped_goes_on(tmp_path):  # such as a Timer
+    def stop(trainer, module):
+        trainer.should_stop = trainer.current_epoch == 1
+
+    watched = [EarlyStopping("val_loss", patience=9)]
+    first, _ = run(tmp_path / "a", Plain(), callbacks=[*watched, LambdaCallback(on_train_epoch_end=stop)])
+    assert first.current_epoch == 2
+    assert run(tmp_path / "b", Plain(), path=tmp_path / "a" / "last.ckpt", callbacks=watched)[0].current_epoch == 4
 
 
 def test_another_number_of_ranks_is_said(tmp_path):
