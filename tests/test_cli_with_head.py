@@ -120,6 +120,10 @@ def test_what_has_no_effect_with_a_head_is_refused(capsys, flags, what):
     assert what in refused(capsys, "fit", *DATA, *HEAD, *flags, *QUIET, "--trainer.max_epochs=1")
 
 
+def test_lists_of_labels_without_a_head_are_refused_before_training(capsys):
+    assert "add --model.head MultiLabelHead" in refused(capsys, "fit", *DATA, *QUIET)
+
+
 @pytest.mark.parametrize(
     "flag", ["--model.head.per_label=true", "--model.model.dropout=0.5", "--model.loss=FocalLoss", "--model.head=null"]
 )

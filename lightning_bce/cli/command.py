@@ -319,9 +319,13 @@ class BinaryCLI(LightningCLI):
         ours = isinstance(self.datamodule, _data.BinaryDataModule) and validates(self.config["fit"])
         if self.model.head is not None and self.config["fit"]["decide"] not in ("auto", "nothing"):
             self.parser.error("--decide has no effect with a head, with which nothing is decided about single labels.")
-        ours = ours and self.model.head is None
-        if not ours:
+        if not ours or self.model.head is not None:
             return []
+        if isinstance(self.datamodule, _data.ManyLabelDataModule):
+            self.parser.error(
+                "ManyLabelDataModule gives sparse targets, which a head takes: add --model.head MultiLabelHead "
+                "--model.head.in_features 64, or another width of what the model before it returns."
+            )
         if self.config["fit"]["decide"] == "auto":
             parts = {"threshold": "model.threshold" not in self._stated, "calibration": self._wants_calibration()}
             chosen = [part for part, wanted in parts.items() if wanted] or ["nothing"]
