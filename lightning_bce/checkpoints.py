@@ -40,17 +40,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or not _is_local(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with whole_file(Path(path)) as file:
-            try:
+        try:
+            with whole_file(Path(path)) as file:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:
-                # torch says that a position was unexpected; what the disk said is behind it.
-                if isinstance(error.__context__, OSError):
-                    cause = error.__context__
-                    raise OSError(
-                        cause.errno, f"{cause.strerror}; the checkpoints before are whole", str(path)
-                    ) from error
+        except (OSError, RuntimeError) as error:
+            # torch says that a position was unexpected; what the disk said is behind it.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
                 raise
+            raise OSError(cause.errno, f"{cause.strerror}; the checkpoints before are whole", str(path)) from error
 
     def load_checkpoint(
         self,

@@ -106,8 +106,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # or the name could be on the disk before the content
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a disk that is full, which says no name
+            error.filename = str(path)
         raise
     with contextlib.suppress(OSError):  # the new name too, where the system can; Windows does without
         folder = os.open(target.parent, os.O_RDONLY)
@@ -115,6 +117,32 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def append_line(path: Path, line: str) -> None:
+    r"""Add a line to a text file, or leave the file as it was.
+
+    Args:
+        path: The file, which is made if it is not there.
+        line: Without its end.
+
+    Raises:
+        OSError: If it cannot be written, such as on a full disk, which takes the first half of a line.
+
+    Example:
+        >>> append_line(getfixture("tmp_path") / "log.txt", "one")
+        >>> (getfixture("tmp_path") / "log.txt").read_text()
+        'one\n'
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab") as file:
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        with contextlib.suppress(OSError):  # not opened, and so not changed
+            os.truncate(path, size)
+        error.filename = str(path)
+        raise
 
 
 def defused(text: str) -> str:

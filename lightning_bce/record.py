@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
-from lightning_bce.files import whole_file
+from lightning_bce.files import append_line, whole_file
 
 FOLDER = "record"
 _FORMAT = 1
@@ -212,8 +212,7 @@ def write_evaluation(folder: str | os.PathLike[str], evaluation: Evaluation, *, 
             file.write(f"{evaluation.to_json()}\n".encode())
     if history:
         place.mkdir(parents=True, exist_ok=True)
-        with open(place / "history.jsonl", "a", encoding="utf-8") as lines:
-            lines.write(f"{evaluation.without_curves().to_json()}\n")
+        append_line(place / "history.jsonl", evaluation.without_curves().to_json())
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunRecord:

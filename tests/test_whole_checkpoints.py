@@ -28,8 +28,6 @@ try:
 except ImportError:  # of Unix
     resource = None
 
-SECONDS = 60
-
 
 def content():
     return {"state_dict": {"w": torch.arange(1000.0)}, "epoch": 3, "text": "a" * 99}
@@ -282,6 +280,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path):
 # `KILLS=20 pytest tests/test_whole_checkpoints.py -k any_moment` kills it more often.
 KILLS = int(os.environ.get("KILLS", "3"))
 EPOCHS = 4 * KILLS
+SECONDS = 20 * KILLS
 TRAINING = [
     "--trainer.accelerator=cpu",
     "--trainer.logger=false",

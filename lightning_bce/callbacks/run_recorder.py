@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -171,7 +172,10 @@ class RunRecorder(StageCallback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep what is whole when the training is stopped."""
         if self._of_train is not None and _writes(trainer) and trainer.is_global_zero:
-            write_evaluation(self._run_folder, self._of_train)
+            try:
+                write_evaluation(self._run_folder, self._of_train)
+            except OSError as error:  # in the place of `exception` it would hide it, and Lightning would not clean up
+                warnings.warn(f"The last epoch is not in the record of the run: {error}", stacklevel=2)
         self._of_train = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -19,6 +20,7 @@ from lightning_bce.plot_command import plot
 from lightning_bce.report.command import report
 
 _INTERRUPTED, _TERMINATED = 130, 143  # exit codes beside 1, a run that failed, and 2, usage; a signal n is 128 + n
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota
 _NOISE = [
     # Lightning's own call on this torch; nothing that a user could change.
     (".*LeafSpec.*is deprecated.*", FutureWarning),
@@ -70,6 +72,10 @@ def main(args: Sequence[str] | None = None, model_class: type[BinaryClassifier] 
             sys.exit(f"error: {error}")
         except FileExistsError as error:  # an output of before, which is not overwritten unasked
             refuse(str(error))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            sys.exit(f"error: {error}. Make room; with --ckpt_path a run goes on from its last checkpoint.")
         except SIGTERMException:  # of Lightning, with status 0
             sys.exit(_TERMINATED)
         except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins import CheckpointIO
 import lightning_bce.data as _data
 from lightning_bce.callbacks import LiveLossTable
 from lightning_bce.checkpoints import AtomicCheckpointIO
+from lightning_bce.files import whole_file
 from lightning_bce.provenance import write_provenance
 from lightning_bce.spec import load_class
 
@@ -34,11 +35,16 @@ class SaveRun(SaveConfigCallback):
         self._command = command
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write both."""
-        super().setup(trainer, pl_module, stage)
+        """Write both, on a disk of this machine whole or not at all."""
         folder = trainer.log_dir  # all ranks have to ask
-        if folder is not None and stage == "fit" and trainer.is_global_zero:
-            write_provenance(folder, self._command)
+        self.save_to_log_dir = folder is None or "://" in folder  # Lightning writes in place, and to other machines
+        super().setup(trainer, pl_module, stage)
+        if folder is None or stage != "fit" or not trainer.is_global_zero:
+            return
+        if not self.save_to_log_dir:
+            with whole_file(Path(folder) / self.config_filename) as file:
+                file.write(self.parser.dump(self.config, skip_none=False).encode())
+        write_provenance(folder, self._command)
 
 
 def shows_a_table(trainer: Any, callbacks: Sequence[Any]) -> bool:
