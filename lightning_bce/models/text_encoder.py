@@ -24,7 +24,8 @@ class TextEncoder(Recorded, nn.Module):
     with the hidden states :math:`h_t` and the attention mask :math:`m_t`, or :math:`W h_0 + b` with "cls".
 
     A checkpoint notes the configuration of the encoder and has its weights, so that it loads without the hub, and
-    without the files of ``pretrained``. Code from the hub is never run.
+    without the files of ``pretrained``. Code of a model at the hub is never run, nor are kernels from there that a
+    configuration names.
 
     The inputs are the tokens as a tokenizer returns them with ``return_tensors="pt"``. :class:`BinaryClassifier` takes
     them as ``{"inputs": tokens, "target": ...}``, or as a collator of transformers puts them together: one mapping with
@@ -79,6 +80,7 @@ class TextEncoder(Recorded, nn.Module):
             options = {name: value for name, value in config.items() if name not in ("model_type", *_NOT_NOTED)}
             if "model_type" not in config:
                 raise ValueError(f"`config` has {sorted(config)} and no 'model_type', such as 'bert'.")
+            _refuse_code(config)
             made = AutoConfig.for_model(config["model_type"], **options)
             self.encoder = AutoModel.from_config(made, trust_remote_code=False)
         if getattr(self.encoder, "pooler", None) is not None:
@@ -112,3 +114,15 @@ class TextEncoder(Recorded, nn.Module):
             pooled = torch.where(mask.unsqueeze(-1) > 0, hidden, 0.0).sum(1) / weight.sum(1).clamp(min=1)
         logits: Tensor = self.fc(self.dropout(pooled))
         return logits
+
+
+def _refuse_code(config: Any) -> None:
+    """Refuse an implementation of attention that is to be fetched from the hub, and run: a checkpoint may name it."""
+    for name, value in config.items() if isinstance(config, Mapping) else ():
+        implementations = value.values() if isinstance(value, Mapping) else [value]
+        if "attn_implementation" in name and any("/" in str(found) for found in implementations):
+            raise ValueError(
+                f"`config` has {name!r}: {value!r}, code that would be fetched and run. Give one that transformers "
+                "has, such as 'sdpa', or leave it out."
+            )
+        _refuse_code(value)

@@ -98,6 +98,8 @@ def test_code_of_a_configuration_is_not_run(tmp_path):
         ({}, "Give `pretrained`"),
         ({"pretrained": "a", "config": BERT}, "not both"),
         ({"config": TINY}, "no 'model_type'"),
+        ({"config": {**BERT, "attn_implementation": "kernels-community/flash-attn"}}, "fetched and run"),
+        ({"config": {**BERT, "text_config": {"_attn_implementation": {"": "a/b"}}}}, "fetched and run"),
         ({"config": BERT, "pooling": "max"}, "'mean' or 'cls'"),
         ({"config": BERT, "num_labels": 0}, "`num_labels` is 0"),
     ],
