@@ -167,6 +167,11 @@ def labels_of(batches: Iterable[Batch]) -> Labels:
     for batch in batches:
         if batch.target is None:
             raise ValueError("A batch has no target: a comparison needs labels everywhere.")
+        if not isinstance(batch.target, Tensor):
+            raise TypeError(
+                f"The target of a batch is {type(batch.target).__name__}; a tensor (N,) or (N, C) was expected. Losses "
+                "of a head are not compared."
+            )
         target = as_rows(batch.target)
         known = ~np.isnan(target) & (target >= 0)
         if batch.mask is not None:

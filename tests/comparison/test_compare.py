@@ -12,7 +12,13 @@ from lightning_bce import BCEWithLogitsLoss, BinaryClassifier, DiceLoss, FocalLo
 from lightning_bce.comparison import compare
 from lightning_bce.comparison.candidates import candidates, filled
 from lightning_bce.comparison.scores import SCORES
-from lightning_bce.data import BinaryDataModule, BreastCancerDataModule, DigitsDataModule, TableDataModule
+from lightning_bce.data import (
+    BinaryDataModule,
+    BreastCancerDataModule,
+    DigitsDataModule,
+    ManyLabelDataModule,
+    TableDataModule,
+)
 from lightning_bce.spec import SpecError
 
 TWIN = f"{OWN}.Twin"
@@ -20,6 +26,12 @@ TWIN = f"{OWN}.Twin"
 
 def results(compared, label):
     return [run.result for task in compared.plan.tasks if task.label == label for run in [compared.runs[task.key]]]
+
+
+def test_data_for_a_head_are_refused(tmp_path):
+    (tmp_path / "few.txt").write_text("7 3 2\n" + "0 1:1\n1 2:1\n" * 3 + "0 1:1\n")
+    with pytest.raises(ValueError, match=r"SparseTarget; a tensor .* was expected"):
+        quick(["FocalLoss"], data=ManyLabelDataModule(tmp_path / "few.txt"), seeds=1)
 
 
 # -- what is the same for every loss ----------------------------------------------------------------------------------
