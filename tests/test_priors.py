@@ -325,6 +325,14 @@ def test_a_bias_that_cannot_be_set_is_refused_with_what_there_is(model, prior_bi
         trainer().fit(BinaryClassifier(model, prior_bias=prior_bias), one_percent())
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_loss_with_weights_of_other_labels_is_named(labels):
+    loss = BCEWithLogitsLoss(pos_weight=[1.0, 2.0])
+    with pytest.raises(ValueError, match=f"The loss has weights of 2 labels and `num_labels` is {labels}"):
+        data = DataLoader(TensorDataset(torch.zeros(7, 5), torch.eye(7, labels)), 7)
+        trainer().fit(BinaryClassifier(nn.Linear(5, labels), loss, labels, prior_bias="auto"), data)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

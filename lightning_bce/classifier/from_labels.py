@@ -124,6 +124,11 @@ class LearnsFromLabels(TakesBatches):
             return
         log_odds = torch.logit(self._counts().prior)
         shift = self.loss.log_odds_shift
+        if shift is not None and shift.numel() not in (1, self.num_labels):
+            raise ValueError(
+                f"The loss has weights of {shift.numel()} labels and `num_labels` is {self.num_labels}: "
+                f"{type(self.loss).__name__} needs one number, or one for each label."
+            )
         self._unproved = set_bias(name, layer, log_odds if shift is None else log_odds + shift.cpu())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
