@@ -159,7 +159,8 @@ class TimeLeft:
         """Note that a run is finished."""
         now = time.perf_counter()
         self._left[task.data_name] -= 1
-        self._took.setdefault(task.data_name, []).append(now - self._before)
+        # Not below 0 on a machine whose clock goes back.
+        self._took.setdefault(task.data_name, []).append(max(0.0, now - self._before))
         self._before = now
 
     def seconds(self) -> float | None:

@@ -94,7 +94,7 @@ def train(rows: SplitRows, loss: Spec, recipe: Mapping[str, Any], optimizer: Spe
         _reset_peak()
         start, cpu_start = time.perf_counter(), time.process_time()
         trainer.fit(classifier, datamodule=rows.module)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        seconds, cpu_seconds = max(0.0, time.perf_counter() - start), time.process_time() - cpu_start
         peak = _peak_mib()
         classifier.load_state_dict(best.state)
         test_logits = logits_of(classifier, rows.test)
