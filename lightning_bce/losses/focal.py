@@ -53,8 +53,9 @@ def focal_loss(
         logits: Scores before the sigmoid, any shape, floating point.
         target: Labels in [0, 1], the shape of ``logits``.
         gamma: Focus, at least 0. At 0 this is binary cross-entropy.
-        alpha: Weight of the positives in [0, 1]; the negatives get 1 - ``alpha``. None weighs both by 1. The paper's
-            0.25 goes with its gamma of 2, which already silences easy negatives.
+        alpha: Weight of the positives in [0, 1], one number or one for each label (dimension 1); the negatives get
+            1 - ``alpha``. None weighs both by 1. The values of a tensor are not checked, which would wait for the
+            device. The paper's 0.25 goes with its gamma of 2, which already silences easy negatives.
         soft_targets: One of "linear", "two_term", "quality": what the loss of a soft label is. The last two need a
             ``gamma`` above 0.
 
@@ -156,8 +157,7 @@ class FocalLoss(BinaryLoss):
     Args:
         gamma: Focus, at least 0. At 0 this is binary cross-entropy.
         alpha: Weight of the positives in [0, 1], one number or one for each label (dimension 1); the negatives get
-            1 - ``alpha``. None weighs both by 1. The values of a tensor are not checked here, which would wait for the
-            device.
+            1 - ``alpha``. None weighs both by 1.
         soft_targets: One of "linear", "two_term", "quality": what the loss of a soft label is. The last two need a
             ``gamma`` above 0.
         **options: ``reduction``, ``ignore_index``, ``class_weight``, ``validate``, ``fused``: see :class:`BinaryLoss`.

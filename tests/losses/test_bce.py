@@ -107,6 +107,11 @@ def test_a_factor_that_would_enlarge_the_result_is_refused(name, shape, of_facto
             bce_with_logits(torch.zeros(shape), torch.zeros(shape), pos_weight=torch.ones(of_factor))
 
 
+@pytest.mark.parametrize("pos_weight", [None, torch.tensor(3.0, dtype=torch.float64)])
+def test_the_dtype_is_that_of_the_logits_whatever_the_target_has(pos_weight):
+    assert bce_with_logits(torch.randn(7), torch.rand(7).double(), pos_weight=pos_weight).dtype == torch.float32
+
+
 def test_factors_may_be_numbers_lists_and_tensors():
     logits, target = torch.randn(7, 3), torch.randint(0, 2, (7, 3))
     for plain in (2.0, 3, [1.0, 2.0, 0.5], (1, 2, 3)):

@@ -28,7 +28,7 @@ def naive(logits, target, gamma, alpha):
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.25, 0.9, 1.0])
-@pytest.mark.parametrize("gamma", [0.0, *GAMMAS])
+@pytest.mark.parametrize("gamma", [0.0, 3.0, 4.0, *GAMMAS])  # up to 4 a whole one is a product
 def test_it_is_the_formula_of_the_paper(gamma, alpha, kind):
     logits, target = (2 * torch.randn(257).double()).requires_grad_(), labels(kind, 257)
     ours, theirs = focal_loss(logits, target, gamma=gamma, alpha=alpha), naive(logits, target, gamma, alpha)
@@ -115,6 +115,39 @@ def test_a_wrong_hyper_parameter_is_refused_by_the_function_too():
     for wrong in ({"gamma": -1.0}, {"gamma": math.nan}, {"alpha": 1.1}, {"alpha": -0.1}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
             focal_loss(logits, target, **wrong)
+
+
+@pytest.mark.parametrize("soft_targets", ["linear", "two_term", "quality"])
+def test_the_module_hands_all_its_options_to_the_function(soft_targets):
+    logits, target = torch.randn(33).double(), torch.rand(33).double()
+    options = {"gamma": 3.3, "alpha": 0.9, "soft_targets": soft_targets}
+    ours = FocalLoss(**options, reduction="none")(logits, target)
+    assert_close(ours, focal_loss(logits, target, **options), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("soft_targets", ["linear", "two_term", "quality"])
+def test_an_alpha_for_each_label_is_the_loop_over_labels(soft_targets):
+    logits, target, alpha = torch.randn(7, 3).double(), torch.rand(7, 3).double(), [0.1, 0.5, 0.7]
+    columns = [focal_loss(logits[:, i], target[:, i], alpha=a, soft_targets=soft_targets) for i, a in enumerate(alpha)]
+    for given in (alpha, torch.tensor(alpha, dtype=torch.float64)):
+        assert_close(focal_loss(logits, target, alpha=given, soft_targets=soft_targets), torch.stack(columns, 1))
+        loss = FocalLoss(alpha=given, soft_targets=soft_targets, reduction="none")
+        assert_close(loss(logits, target), torch.stack(columns, 1))
+        assert loss(logits.float(), target.float()).dtype == torch.float32
+
+
+def test_a_wrong_alpha_among_several_is_refused():
+    for wrong in ([0.5, 1.1], [-0.1, 0.5], torch.tensor([0.5, 1.1])):
+        with pytest.raises(ValueError, match="`alpha`"):
+            FocalLoss(alpha=wrong)
+    with pytest.raises(ValueError, match=r"`alpha` has 2 numbers and the output 3 label\(s\)"):
+        focal_loss(torch.zeros(7, 3), torch.zeros(7, 3), alpha=[0.5, 0.1])
+
+
+@pytest.mark.parametrize("soft_targets", ["linear", "two_term", "quality"])
+def test_the_dtype_is_that_of_the_logits_whatever_the_target_has(soft_targets):
+    losses = focal_loss(torch.randn(7), torch.rand(7).double(), alpha=0.25, soft_targets=soft_targets)
+    assert losses.dtype == torch.float32
 
 
 # -- soft targets -----------------------------------------------------------------------------------------------------

@@ -127,11 +127,38 @@ def test_a_float32_probability_near_one_keeps_the_digits_it_has():
         (weighted_bce, {"eps": -1.0}),
         (bce_focal, {"gamma": -1.0}),
         (bce_focal, {"alpha": -1}),
+        (bce_focal, {"eps": -1.0}),
     ],
 )
 def test_a_wrong_hyper_parameter_is_refused_by_the_function_too(function, wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
         function(torch.zeros(1), torch.zeros(1), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [(WeightedBCELoss, {"alpha": 1.5}), (WeightedBCELoss, {"eps": -1.0}), (BCEFocalLoss, {"eps": -1.0})],
+)
+def test_a_wrong_hyper_parameter_is_refused_where_the_module_is_made(loss, wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+        loss(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("loss", "function", "options"),
+    [
+        (WeightedBCELoss, weighted_bce, {"alpha": 0.9, "eps": 1e-3}),
+        (BCEFocalLoss, bce_focal, {"gamma": 3.3, "alpha": 0.9, "eps": 1e-3}),
+    ],
+)
+def test_the_module_hands_all_its_options_to_the_function(loss, function, options):
+    p, target = with_edges(33), labels("soft", 33)
+    assert_close(loss(**options, reduction="none")(p, target), function(p, target, **options), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("function", [bce, weighted_bce, bce_focal])
+def test_the_dtype_is_that_of_the_probabilities_whatever_the_target_has(function):
+    assert function(torch.rand(7), torch.rand(7).double()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("loss", [BCELoss, WeightedBCELoss, BCEFocalLoss])

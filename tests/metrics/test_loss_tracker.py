@@ -288,9 +288,13 @@ def test_it_plots_its_labels(labels):
 
     tracker = LossTracker(BCEWithLogitsLoss(), num_labels=labels)
     values = [tracker(*part[:2]) for part in batches(7, 33, labels=labels)]
-    for value in (None, values[0], values):
-        figure, axis = tracker.plot(value)
-        figure.canvas.draw()
-        heights = [line.get_ydata() for line in axis.get_lines()]
-        assert len(heights) >= labels
+    given = pyplot.subplots()[1]
+    for value, ax in ((None, None), (values[0], None), (values[0], given), (values, None), (values, given)):
+        given.clear()
+        axis = tracker.plot(value, ax)[1]
+        axis.figure.canvas.draw()
+        assert (axis is given) == (ax is given)
+        drawn = sorted(float(y) for line in axis.get_lines()[:labels] for y in line.get_ydata())
+        means = [v["class_loss"].reshape(-1) for v in (values if value is values else [value or tracker.compute()])]
+        assert_close(drawn, sorted(torch.cat(means).tolist()))
     pyplot.close("all")
