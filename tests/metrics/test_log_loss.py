@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_bce import BinaryLogLoss, MultilabelLogLoss
+from lightning_bce import BinaryLogLoss, MultilabelLogLoss, bce_with_logits
 from lightning_bce.metrics import binary_log_loss, multilabel_log_loss
 
 log_loss = pytest.importorskip("sklearn.metrics").log_loss
@@ -69,3 +69,36 @@ def test_nothing_seen_is_nan_and_a_nan_is_seen():
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match="`weight`"):
         binary_log_loss(torch.rand(2), torch.ones(2), torch.tensor([1.0, -1.0]))
+
+
+def test_options_reach_function_and_metric_alike():
+    preds, target = torch.rand(33, 3).double(), torch.randint(0, 2, (33, 3))
+    target[:5, 1] = -1
+    options = {"from_logits": True, "ignore_index": -1}  # scores in [0, 1], which only the option takes for logits
+    kept = target >= 0
+    elements = bce_with_logits(preds, target.double())
+    assert_close(multilabel_log_loss(preds, target, 3, average="micro", **options), elements[kept].mean())
+    means = torch.stack([elements[:, i][kept[:, i]].mean() for i in range(3)])
+    for average, expected in (("micro", elements[kept].mean()), ("macro", means.mean()), ("none", means)):
+        metric = MultilabelLogLoss(3, average, sync_on_compute=False, **options)
+        metric.update(preds, target)
+        assert_close(metric.compute(), expected)
+        assert not metric.sync_on_compute
+        assert all(state.dtype == torch.float64 for name, state in metric.sums.items() if name != "fingerprint")
+    binary = BinaryLogLoss(sync_on_compute=False, **options)
+    binary.update(preds[:, 0], target[:, 0])
+    assert not binary.sync_on_compute
+    for found in (binary.compute(), binary_log_loss(preds[:, 0], target[:, 0], **options)):
+        assert_close(found, means[0])  # a scalar, not one of one label
+
+
+def test_a_metric_of_other_options_is_not_merged():
+    for one, other in (({"from_logits": True}, {}), ({"ignore_index": -1}, {"ignore_index": -2})):
+        with pytest.raises(ValueError, match="not the same quantity"):
+            BinaryLogLoss(**one).merge_state(BinaryLogLoss(**other))
+
+
+def test_a_metric_checks_values_unless_told_not_to():
+    for metric, shape in ((BinaryLogLoss(), (2,)), (MultilabelLogLoss(2), (1, 2))):
+        with pytest.raises(ValueError, match="target"):
+            metric.update(torch.rand(shape), torch.full(shape, 3))
