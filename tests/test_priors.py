@@ -82,6 +82,20 @@ def test_labels_are_counted_once_and_only_if_something_waits_for_them():
         assert passes == 0 or classifier.label_counts.positives.item() == target.sum()
 
 
+def test_another_training_counts_its_own_labels_unless_counts_were_given(tmp_path):
+    rates = []
+    given = LabelCounts(positives=10, negatives=90)
+    for start in (None, given):
+        classifier = BinaryClassifier(TabularMLP(5), deployment_prior=0.5)
+        classifier.label_counts = start
+        for rate in (0.2, 0.6):
+            trainer(max_epochs=1).fit(classifier, DataLoader(TensorDataset(*rare(rate=rate)), batch_size=33))
+            rates.append(classifier.label_counts.prior.item())
+            assert_close(classifier.decision.shift, -torch.logit(classifier.label_counts.prior).float())
+    right = [rare(rate=rate)[1].mean().item() for rate in (0.2, 0.6)]
+    assert rates == pytest.approx([*right, 0.1, 0.1])
+
+
 def test_weights_and_unknown_labels_are_counted_as_the_loss_counts_them():
     inputs, target = rare(labels=2, rate=0.3)
     target[::3, 1] = -1

@@ -30,6 +30,7 @@ class LearnsFromLabels(TakesBatches):
     prior_bias: bool | str
     deployment_prior: Any
     label_counts: LabelCounts | None
+    _found_counts: LabelCounts | None
     _loss_counts: LabelCounts | None
     _written: dict[str, Any]
     _untrained: bool
@@ -43,8 +44,11 @@ class LearnsFromLabels(TakesBatches):
             TypeError: If the training labels cannot be counted, with how to give their counts.
             ValueError: If the layer for ``prior_bias`` cannot be found.
         """
+        if self.trainer.ckpt_path is None and self.label_counts is self._found_counts:
+            self.label_counts = None  # those of another training, whose data may have been others
         drawn = getattr(getattr(self.trainer, "datamodule", None), "drawn_counts", None)
         seen: LabelCounts | None = drawn() if callable(drawn) else None
+        self._drawn = None
         if seen is not None:
             self._drawn = (torch.logit(seen.prior) - torch.logit(self._counts().prior)).float().to(self.device)
         self._resolve(seen)
@@ -90,6 +94,7 @@ class LearnsFromLabels(TakesBatches):
             plain = type(self).unpack_batch is TakesBatches.unpack_batch
             counts = known_counts(self.trainer) if plain else None
             self.label_counts = counted(self.trainer, self._counts_of, self.num_labels) if counts is None else counts
+            self._found_counts = self.label_counts
         if self.label_counts.num_labels != self.num_labels:
             raise ValueError(
                 f"There are counts of {self.label_counts.num_labels} label(s) and `num_labels` is {self.num_labels}."

@@ -194,6 +194,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
         if deployment_prior is not None:  # refused now if it cannot be, and not after training
             self._shift(LabelCounts([1.0] * num_labels, [1.0] * num_labels))
         self.label_counts: LabelCounts | None = None
+        self._found_counts: LabelCounts | None = None  # those, if nobody gave them
         self._loss_counts: LabelCounts | None = None
         self._untrained = True
         self._unproved: Bias | None = None
@@ -539,7 +540,7 @@ class BinaryClassifier(Recorded, LearnsFromLabels, Evaluates):
         """Refuse weights that are not numbers, and take over what the labels of that training have decided."""
         self._untrained = False
         if (plain := checkpoint.get("label_counts")) is not None:
-            self.label_counts = LabelCounts.from_plain(plain)
+            self.label_counts = self._found_counts = LabelCounts.from_plain(plain)
         if self.loss.unresolved and (plain := checkpoint.get("loss_counts")) is not None:
             self._resolve(LabelCounts.from_plain(plain))
         if self.deployment_prior is not None and self.label_counts is not None:
