@@ -110,18 +110,21 @@ def test_a_disk_that_is_full_ends_the_run_with_a_line_and_leaves_whole_files(tmp
         ).returncode
     ):
         pytest.skip("no file system can be mounted here")
-    call = [*private, sys.executable, __file__, str(tmp_path)]
-    told = subprocess.run(
-        call, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=3 * SECONDS
-    )
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert "resumed 0" not in told.stdout, "no size is large enough for a checkpoint any more"
+    told = in_a_process(*private, sys.executable, __file__, tmp_path)
+    assert "resumed 0" not in told, "no size is large enough for a checkpoint any more"
 
 
 def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_leaves_whole_files(tmp_path):
-    (tmp_path / "disk").mkdir()
-    check_full(tmp_path / "disk", *run(tmp_path / "disk", [*FIT, *SHORT], limit=20_000))
+    in_a_process(sys.executable, __file__, tmp_path, "20000")
     assert list(tmp_path.glob("disk/runs/*/config.yaml"))
+
+
+def in_a_process(*call):
+    """Return what a process prints that forks the runs: that of pytest has threads of other tests, and their locks."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    told = subprocess.run([*map(str, call)], env=environment, capture_output=True, text=True, timeout=3 * SECONDS)
+    assert told.returncode == 0, told.stdout + told.stderr
+    return told.stdout
 
 
 def test_half_a_line_is_taken_back(tmp_path):
@@ -137,4 +140,10 @@ def test_half_a_line_is_taken_back(tmp_path):
 
 
 if __name__ == "__main__":
-    fill(Path(sys.argv[1]))
+    above, *limits = sys.argv[1:]
+    if limits:
+        place = Path(above, "disk")
+        place.mkdir()
+        check_full(place, *run(place, [*FIT, *SHORT], limit=int(limits[0])))
+    else:
+        fill(Path(above))
