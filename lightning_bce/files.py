@@ -108,7 +108,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a disk that is full, which says no name
+        # A disk that is full says no name. An error without a number would lose its text to one.
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
     with contextlib.suppress(OSError):  # the new name too, where the system can; Windows does without
@@ -141,7 +142,8 @@ def append_line(path: Path, line: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # not opened, and so not changed
             os.truncate(path, size)
-        error.filename = str(path)
+        if error.errno is not None:
+            error.filename = str(path)
         raise
 
 
