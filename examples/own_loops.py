@@ -89,11 +89,11 @@ def weights_of(model: nn.Module) -> list[float]:
     return torch.cat([weight.detach().flatten() for weight in model.parameters()]).tolist()
 
 
-def main() -> None:
-    """Print how far each cut is from the plain loop."""
+def main(cuts: tuple[tuple[int, int], ...] = ((1, 1), (1, 3), (2, 2))) -> None:
+    """Print how far each cut, of so many processes and batches a step, is from the plain loop."""
     weights, loss = plain()
     print(f"{'a step of 13 rows in':<28}{'weights':>10}{'loss':>10}")
-    for processes, accumulate in ((1, 1), (1, 3), (2, 2)):
+    for processes, accumulate in cuts:
         strategy = "ddp_spawn" if processes > 1 else "auto"
         fabric = Fabric(accelerator="cpu", devices=processes, strategy=strategy)
         found, found_loss = fabric.launch(with_fabric, accumulate)
