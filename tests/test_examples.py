@@ -200,7 +200,7 @@ def test_the_recipe_is_compared_with_scikit_learn_on_the_same_rows(example, caps
 
 def test_loops_of_ones_own_train_the_same_with_torch_alone_and_with_fabric_in_any_cut(example, monkeypatch, capsys):
     module = example("own_loops")
-    # Not on two processes: of those that Fabric spawns, one in three runs ended in an abort of gloo's at their very end.
+    # Not on two processes: of those that Fabric spawns, one run in three ended in an abort of gloo's at their end.
     module.main(cuts=((1, 1), (1, 3)))
     away = re.findall(r"^\d process\S* x \d batch\S* +(\S+) +(\S+)$", capsys.readouterr().out, re.MULTILINE)
     assert len(away) == 2 and all(float(number) < 1e-14 for line in away for number in line)
