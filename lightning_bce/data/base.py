@@ -291,6 +291,32 @@ def whole(name: str, value: int, *, least: int) -> int:
     return value
 
 
+def fraction_beside(part: str, path: object, fraction: float | None, default: float) -> float:
+    """Return the share of the training file's rows that a part takes: none of them if it has a file of its own.
+
+    Args:
+        part: "val" or "test".
+        path: The part's own file, or None.
+        fraction: What was given; None takes ``default``.
+        default: The share where nothing is said.
+
+    Raises:
+        ValueError: If both are given.
+
+    Example:
+        >>> fraction_beside("test", None, None, 0.2), fraction_beside("test", "test.csv", None, 0.2)
+        (0.2, 0.0)
+    """
+    if path is None:
+        return default if fraction is None else fraction
+    if fraction is not None:
+        raise ValueError(
+            f"`{part}_fraction` is {fraction} and would have no effect, because `{part}_path` says which rows there "
+            "are: give one of them."
+        )
+    return 0.0
+
+
 def _fractions(val: float, test: float) -> dict[str, float]:
     for name, value in {"val_fraction": val, "test_fraction": test}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_bce.data.base import BinaryDataModule, Part
+from lightning_bce.data.base import BinaryDataModule, Part, fraction_beside
 from lightning_bce.data.cells import listed
 from lightning_bce.data.extreme_text import read_extreme_text, read_header
 from lightning_bce.data.label_lists import ManyLabelRows, ManyLabelTable
@@ -94,18 +94,12 @@ class ManyLabelDataModule(BinaryDataModule):
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
-        for part, other, fraction in (("val", val_path, val_fraction), ("test", test_path, test_fraction)):
-            if other is not None and fraction is not None:
-                raise ValueError(
-                    f"`{part}_fraction` is {fraction} and would have no effect, because `{part}_path` says which rows "
-                    "there are: give one of them."
-                )
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
-            val_fraction=0.0 if val_path is not None else 0.15 if val_fraction is None else val_fraction,
-            test_fraction=0.0 if test_path is not None else 0.2 if test_fraction is None else test_fraction,
+            val_fraction=fraction_beside("val", val_path, val_fraction, 0.15),
+            test_fraction=fraction_beside("test", test_path, test_fraction, 0.2),
         )
         # Plain values, so that a checkpoint with them loads under `weights_only=True`.
         path = os.fspath(path)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning_bce.data.base import BinaryDataModule, Loader, Part, place, whole
+from lightning_bce.data.base import BinaryDataModule, Loader, Part, fraction_beside, place, whole
 from lightning_bce.data.cells import MISSING, listed
 from lightning_bce.data.columns import find_columns
 from lightning_bce.data.preprocessing import TablePreprocessor
@@ -112,18 +112,12 @@ class ParquetStreamDataModule(BinaryDataModule):
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
-        for part, file, fraction in (("val", val_path, val_fraction), ("test", test_path, test_fraction)):
-            if file is not None and fraction is not None:
-                raise ValueError(
-                    f"`{part}_fraction` is {fraction} and would have no effect, because `{part}_path` says which rows "
-                    "there are: give one of them."
-                )
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
-            val_fraction=0.0 if val_path is not None else 0.15 if val_fraction is None else val_fraction,
-            test_fraction=0.0 if test_path is not None else 0.2 if test_fraction is None else test_fraction,
+            val_fraction=fraction_beside("val", val_path, val_fraction, 0.15),
+            test_fraction=fraction_beside("test", test_path, test_fraction, 0.2),
         )
         if positive_share is not None:
             raise ValueError(

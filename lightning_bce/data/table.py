@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-from lightning_bce.data.base import BinaryDataModule, Part
+from lightning_bce.data.base import BinaryDataModule, Part, fraction_beside
 from lightning_bce.data.cells import MISSING, listed, shown
 from lightning_bce.data.columns import find_columns
 from lightning_bce.data.labels import Labels, MissingTargets, parse_labels, without_unknown
@@ -130,17 +130,12 @@ class TableDataModule(BinaryDataModule):
         batch_size: int = 256,
         num_workers: int = 0,
     ) -> None:
-        if test_path is not None and test_fraction is not None:
-            raise ValueError(
-                f"`test_fraction` is {test_fraction} and would have no effect, because `test_path` says what to test "
-                "on: give one of them."
-            )
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
             val_fraction=val_fraction,
-            test_fraction=0.0 if test_path is not None else 0.2 if test_fraction is None else test_fraction,
+            test_fraction=fraction_beside("test", test_path, test_fraction, 0.2),
             positive_share=positive_share,
         )
         if missing_targets not in get_args(MissingTargets):
