@@ -11,7 +11,6 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 
 from lightning_bce.data.cells import shown
 from lightning_bce.data.label_lists import Lists, ManyLabelTable
+from lightning_bce.data.reading import regular_file
 
 Numbers = npt.NDArray[np.int64]
 
@@ -154,13 +154,7 @@ def _starts(blocks: list[_Block], name: str) -> torch.Tensor:
 
 
 def _opened(path: str) -> BinaryIO:
-    file = Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(f"{path} is a directory: give the path of a file inside it.")
-    if not file.exists():
-        raise FileNotFoundError(f"There is no file {path} (looked for from {Path.cwd()}). Check the path.")
-    if not file.is_file():
-        raise ValueError(f"{path} is not a regular file but a pipe or a device: save the data to a file first.")
+    file = regular_file(path)
     if file.suffix.lower() == ".gz":
         return gzip.open(file)  # type: ignore[return-value]
     return file.open("rb")

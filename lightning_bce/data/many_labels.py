@@ -16,6 +16,7 @@ from lightning_bce.data.extreme_text import read_extreme_text, read_header
 from lightning_bce.data.label_lists import ManyLabelRows, ManyLabelTable
 from lightning_bce.data.list_columns import Columns, is_parquet, read_list_columns
 from lightning_bce.data.ranks import check_same_on_every_rank
+from lightning_bce.data.splits import refuse_empty_parts
 from lightning_bce.losses import LabelCounts
 
 
@@ -302,12 +303,7 @@ class ManyLabelDataModule(BinaryDataModule):
         self._is_cut = True
         order = torch.from_numpy(np.random.default_rng(self.seed).permutation(rows))
         val, test = (round(self.fractions[part] * rows) for part in ("val", "test"))
-        for part, size in (("val", val), ("test", test), ("train", rows - val - test)):
-            if self.fractions[part] > 0 and size < 1:
-                raise ValueError(
-                    f"The part {part!r} is to hold {self.fractions[part]:.3g} of {rows} rows, which is no row at all. "
-                    "Bring more rows, or give this part a larger fraction, or 0 to do without it."
-                )
+        refuse_empty_parts({"val": val, "test": test, "train": rows - val - test}, self.fractions)
         cut = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
         return {part: chosen.sort().values for part, chosen in cut.items()}
 

@@ -51,13 +51,7 @@ def read_table(
         [('39', '<=50K'), ('52', '>50K')]
     """
     require("polars")
-    file = Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(f"{path} is a directory: give the path of a table inside it.")
-    if not file.exists():
-        raise FileNotFoundError(f"There is no file {path} (looked for from {Path.cwd()}). Check the path.")
-    if not file.is_file():
-        raise ValueError(f"{path} is not a regular file but a pipe or a device: save the table to a file first.")
+    file = regular_file(path)
     suffix = file.suffix.lower()
     if suffix not in (*SEPARATORS, ".parquet", ".arff"):
         raise ValueError(
@@ -84,6 +78,31 @@ def read_table(
     if not table.height:
         raise ValueError(f"{path} has no rows below its column names: there is nothing to learn from.")
     return _with_clean_names(table, path), {"size": len(data), "crc32": zlib.crc32(data)}
+
+
+def regular_file(path: str) -> Path:
+    """Return the path of a file that can be read more than once.
+
+    Raises:
+        IsADirectoryError: If it is a directory.
+        FileNotFoundError: If there is none.
+        ValueError: If it is a pipe or a device.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "few.csv")
+        >>> _ = path.write_text("age,income")
+        >>> regular_file(str(path)).name
+        'few.csv'
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: give the path of a file inside it.")
+    if not file.exists():
+        raise FileNotFoundError(f"There is no file {path} (looked for from {Path.cwd()}). Check the path.")
+    if not file.is_file():
+        raise ValueError(f"{path} is not a regular file but a pipe or a device: save it to a file first.")
+    return file
 
 
 def _parquet(data: bytes, path: str) -> polars.DataFrame:

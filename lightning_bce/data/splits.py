@@ -72,13 +72,29 @@ def stratified_split(target: npt.ArrayLike, fractions: Mapping[str, float], seed
     part[rows] = np.repeat(np.arange(len(names)), _apportion(len(rows), wanted_rows))
 
     parts = {name: np.flatnonzero(part == names.index(name)) if name in names else rows[:0] for name in fractions}
-    for name in names:
-        if not len(parts[name]):
-            raise ValueError(
-                f"The part {name!r} is to hold {fractions[name]:.3g} of {len(positive)} rows, which is no row at all. "
-                "Bring more rows, or give this part a larger fraction, or 0 to do without it."
-            )
+    refuse_empty_parts({name: len(parts[name]) for name in names}, fractions)
     return parts
+
+
+def refuse_empty_parts(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> None:
+    """Refuse a cut by which a part with a fraction above 0 gets no row.
+
+    Args:
+        sizes: Rows of each part.
+        fractions: Share of the rows that each was to get.
+
+    Raises:
+        ValueError: With the first such part.
+
+    Example:
+        >>> refuse_empty_parts({"train": 7, "test": 0}, {"train": 1.0, "test": 0.0})
+    """
+    for name, size in sizes.items():
+        if fractions[name] > 0 and size < 1:
+            raise ValueError(
+                f"The part {name!r} is to hold {fractions[name]:.3g} of {sum(sizes.values())} rows, which is no row at "
+                "all. Bring more rows, or give this part a larger fraction, or 0 to do without it."
+            )
 
 
 def fold_split(target: npt.ArrayLike, fold: int, folds: int, val_fraction: float, seed: int = 0) -> dict[str, Rows]:
