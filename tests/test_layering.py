@@ -37,6 +37,7 @@ FLOORS = {
     "safe_yaml": 0,
     "suggest": 2,
     "loggers": 2,
+    "logged_alike": 2,
     "window": 2,
     "callbacks": 3,
     "classifier": 3,

@@ -19,10 +19,10 @@ from lightning_bce.callbacks.steps import (
     checked_count,
     checked_loss,
     checked_stages,
-    log_alike,
     name_of,
     sums_of_step,
 )
+from lightning_bce.logged_alike import log_alike
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics import LossTracker
 

@@ -23,7 +23,6 @@ from lightning_bce.callbacks.steps import (
     checked_loss,
     checked_stages,
     judged_logits,
-    log_alike,
     loss_to_look_at,
     name_of,
     on_first_rank,
@@ -32,6 +31,7 @@ from lightning_bce.callbacks.steps import (
     sums_of,
     traceless,
 )
+from lightning_bce.logged_alike import log_alike
 from lightning_bce.loggers import log_hyperparameters
 from lightning_bce.losses import BinaryLoss
 from lightning_bce.metrics import (

@@ -14,7 +14,6 @@ from lightning_bce.data.own_rows import first_rows, own_rows
 from lightning_bce.heads import MultiLabelHead
 from lightning_bce.losses import BinaryLoss, LossSums
 from lightning_bce.metrics.untouched import untouched
-from lightning_bce.releases import loggable
 
 Stage = Literal["train", "val", "test"]
 T = TypeVar("T")
@@ -397,21 +396,6 @@ def on_first_rank(trainer: pl.Trainer, what: str, write: Callable[[], None]) -> 
         raise problem
     if told is not None:
         raise RuntimeError(f"The first rank could not {what}: {told}")
-
-
-def log_alike(values: Mapping[str, Any], trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Log values of an epoch that every rank holds alike, by names that say which dataloader they are of."""
-    # The largest of equal values keeps them to the last digit, which a mean of three does not, and tells Lightning that
-    # nothing is missing.
-    pl_module.log_dict(
-        {loggable(name): value for name, value in values.items()},
-        on_step=False,
-        on_epoch=True,
-        reduce_fx="max",
-        sync_dist=trainer.world_size > 1,
-        batch_size=1,
-        add_dataloader_idx=False,
-    )
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

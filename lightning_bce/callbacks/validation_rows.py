@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from lightning_bce.callbacks.label_names import checked_names, label_names
-from lightning_bce.callbacks.steps import callbacks_of, checked_count, gathered, log_alike, refuse_head, step_of
+from lightning_bce.callbacks.steps import callbacks_of, checked_count, gathered, refuse_head, step_of
 from lightning_bce.checkpoints import AtomicCheckpointIO
 from lightning_bce.decision import Calibration, Decision
 from lightning_bce.decision.rows import Rows, rows_of
 from lightning_bce.files import check_place
+from lightning_bce.logged_alike import log_alike
 from lightning_bce.losses import BinaryLoss
 
 _RANGE = 20.0

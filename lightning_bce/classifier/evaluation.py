@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_bce.decision import Decision
 from lightning_bce.heads import MultiLabelHead
+from lightning_bce.logged_alike import log_alike
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LossSums
 from lightning_bce.metrics import LossTracker
-from lightning_bce.releases import loggable
 
 
 class Evaluates(pl.LightningModule):
@@ -156,19 +156,8 @@ class Evaluates(pl.LightningModule):
         return {} if terms is None else dict(terms.items())  # type: ignore[arg-type]
 
     def _log_value(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
-        # Every rank holds the same value, because the metrics have added up their states; the largest of them keeps it
-        # to the last digit, which a mean of three does not, and tells Lightning that nothing is missing.
-        self.log(
-            loggable(name),
-            value.float(),
-            on_step=False,
-            on_epoch=True,
-            prog_bar=prog_bar,
-            reduce_fx="max",
-            sync_dist=self._distributed,
-            batch_size=1,
-            add_dataloader_idx=False,  # the name has it where there are several
-        )
+        # Every rank holds the same value, because the metrics have added up their states.
+        log_alike({name: value.float()}, self.trainer, self, prog_bar=prog_bar)
 
     @property
     def _distributed(self) -> bool:
