@@ -21,30 +21,30 @@ def stated_names(arguments: Sequence[str]) -> set[str]:
             walk(item, inner)
 
     stated |= {argument.partition("=")[0].lstrip("-").replace(".init_args", "") for argument in arguments}
-    for path in configurations(arguments):
-        with contextlib.suppress(OSError, yaml.YAMLError):  # the parser says it better
-            walk(yaml.safe_load(Path(path).read_text(encoding="utf-8")), "")
+    for document in _documents(arguments):
+        walk(document, "")
     return stated
 
 
 def names_checkpoint(arguments: Sequence[str]) -> bool:
     """Return whether flags or YAML files name a checkpoint to go on with."""
-    named = value_of("--ckpt_path", arguments)
-    for path in configurations(arguments):
-        # What is wrong the parser says better.
-        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
-            named = named or yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("ckpt_path")
-    return bool(named)
+    return bool(value_of("--ckpt_path", arguments) or any(found.get("ckpt_path") for found in _documents(arguments)))
 
 
 def gives_head(arguments: Sequence[str]) -> bool:
     """Return whether flags or YAML files give the classifier a head; a saved configuration says null where not."""
-    given = value_of("--model.head", arguments)
+    models = [found.get("model") for found in _documents(arguments)]
+    in_files = any(model.get("head") for model in models if isinstance(model, dict))
+    return bool(value_of("--model.head", arguments) or in_files)
+
+
+def _documents(arguments: Sequence[str]) -> Iterator[dict[Any, Any]]:
+    """Yield what the YAML files say, those that can be read: what is wrong with others the parser says better."""
     for path in configurations(arguments):
-        # What is wrong the parser says better.
-        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
-            given = given or (yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("model") or {}).get("head")
-    return bool(given)
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                yield found
 
 
 def configurations(arguments: Sequence[str]) -> Iterator[str]:
