@@ -1,6 +1,6 @@
 """Heads: the last linear layer and its loss in one, for label counts where logits must not exist."""
 
-from lightning_bce.heads.head import HeadBackwardError as HeadBackwardError
+from lightning_bce.heads.backward import HeadBackwardError as HeadBackwardError
 from lightning_bce.heads.head import MultiLabelHead as MultiLabelHead
 from lightning_bce.heads.inputs import SparseInputs as SparseInputs
 from lightning_bce.heads.targets import SparseTarget as SparseTarget

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from lightning_bce.engine import sum_dtype
 from lightning_bce.engine.memory import own_part
+from lightning_bce.heads.backward import HeadFunction
 from lightning_bce.heads.formula import HeadFormula
+from lightning_bce.heads.precision import full_dtype, not_narrowed
 from lightning_bce.heads.prediction import best_labels, scores_of
 from lightning_bce.heads.shards import LabelShards
 from lightning_bce.heads.targets import SparseTarget
 from lightning_bce.heads.updates import ChunkUpdate
-from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size, full_dtype
+from lightning_bce.heads.walk import Counts, Walk, can_compile, chunk_size
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, LossSums
 from lightning_bce.losses.checks import check_factor, check_unit, check_whole
 from lightning_bce.losses.sums import safe_ratio
@@ -25,10 +27,6 @@ from lightning_bce.spec import Recorded
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-
-class HeadBackwardError(RuntimeError):
-    """A head was asked for gradients that it does not have: a second backward, or a gradient of a gradient."""
 
 
 class MultiLabelHead(Recorded, nn.Module):
@@ -206,11 +204,10 @@ class MultiLabelHead(Recorded, nn.Module):
 
     def _held(self) -> tuple[Tensor, Tensor | None]:
         """Return weights and biases of this rank's labels, differentiable."""
-        parameters: tuple[Any, Any] = self.weight, self.bias
         if self._shards is None:
-            return parameters
+            return self.weight, self.bias
         self._shards.check_held(self.weight)
-        return parameters[0].to_local(), None if parameters[1] is None else parameters[1].to_local()
+        return own_part(self.weight), None if self.bias is None else own_part(self.bias)
 
     def _of_all(self, losses: Tensor) -> Tensor:
         """Return the sums of the loss over the labels of all ranks."""
@@ -273,7 +270,7 @@ class MultiLabelHead(Recorded, nn.Module):
             walk, wanted = walk._replace(step=self._step), (wanted[0], True, self.bias is not None)
             self.update.begin()
         if any(wanted):
-            loss, losses = _Head.apply(inputs, weight, bias, walk, wanted, self)  # type: ignore[no-untyped-call]
+            loss, losses = HeadFunction.apply(inputs, weight, bias, walk, wanted, self)  # type: ignore[no-untyped-call]
         else:
             losses = self._of_all(walk.run((False, False, False))[0])
             loss = losses.sum()
@@ -381,10 +378,7 @@ class MultiLabelHead(Recorded, nn.Module):
         kept = () if self.bias is None else (self.bias, self.bias.grad)
 
         def keeping(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if any(tensor is one for one in kept) and torch.promote_types(moved.dtype, tensor.dtype) != moved.dtype:
-                return tensor.to(moved.device, copy=True)
-            return moved
+            return not_narrowed(fn, tensor, copy=True) if any(tensor is one for one in kept) else fn(tensor)
 
         return super()._apply(keeping, recurse)  # type: ignore[no-untyped-call]
 
@@ -481,54 +475,3 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if found is None and dtype is not None:
         raise ValueError(f"`dtype` is {dtype!r}, which torch does not have. Write 'bfloat16' or 'float32'.")
     return found
-
-
-class _Head(torch.autograd.Function):
-    """The loss, of which every gradient is known when it is."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, walk: Walk, wanted: Any, head: MultiLabelHead
-    ) -> tuple[Tensor, Tensor]:
-        losses, gradients, head.dense_part = walk.run(wanted)
-        losses, ctx.pending = head._of_all(losses), None
-        if head._shards is not None and gradients.inputs is not None:
-            ctx.pending = head._shards.begin_to_add_up(gradients.inputs)  # while the host goes on to the backward
-        ctx.gradients, ctx.dtypes = gradients, (inputs.dtype, None if bias is None else bias.dtype)
-        ctx.stepped = walk.step is not None
-        ctx.mark_non_differentiable(losses)
-        return (losses.sum() * walk.scale).to(head._full), losses
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if torch.is_grad_enabled():
-            raise HeadBackwardError(
-                "A gradient of a MultiLabelHead's gradient was asked for (`create_graph=True`): it has none, because "
-                "its gradients are computed in the forward pass. Use the loss on the logits of an nn.Linear."
-            )
-        if gradients is None:
-            raise HeadBackwardError(
-                "A MultiLabelHead was asked for its gradient a second time. It hands its gradients over, without a "
-                "copy, to the first backward. Call it once more, or add the losses up and call backward once."
-            )
-        if ctx.pending is not None:
-            ctx.pending.wait()
-        of_inputs, of_weight, of_bias = gradients
-        del gradients  # a second reference would make autograd copy
-        total = upstream[0]
-        if ctx.stepped and total.device.type == "cpu" and total != 1:
-            raise HeadBackwardError(
-                f"A MultiLabelHead with `update` has moved its weights for a gradient of 1 of its loss, and "
-                f"{float(total):g} came: a factor, accumulated batches or a GradScaler. Leave these out, or leave "
-                "out `update`."
-            )
-        # [no sync] On a device the factor is not looked at.
-        if total.device.type != "cpu" or total != 1:
-            for gradient in (of_inputs, of_weight, of_bias):
-                if gradient is not None:
-                    gradient.mul_(total)
-        inputs_dtype, bias_dtype = ctx.dtypes
-        of_inputs = None if of_inputs is None else of_inputs.to(inputs_dtype)
-        of_bias = None if of_bias is None else of_bias.to(bias_dtype)
-        return of_inputs, of_weight, of_bias, None, None, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_bce.heads.walk import GATHERED, chunks, full_dtype
+from lightning_bce.heads.precision import full_dtype
+from lightning_bce.heads.walk import GATHERED, chunks
 
 
 def best_labels(inputs: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk: int) -> tuple[Tensor, Tensor]:

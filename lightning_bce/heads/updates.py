@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_bce.engine.memory import own_part
+from lightning_bce.heads.precision import not_narrowed
 from lightning_bce.losses.checks import check_number, check_whole
 from lightning_bce.spec import Recorded
 
@@ -124,13 +126,7 @@ class ChunkUpdate(Recorded, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Moments keep their precision: in bfloat16 the mean of squares would stand still.
-        before = {name: value for name, value in self._buffers.items() if value is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in before.items():
-            moved = self._buffers[name]
-            if moved is not None and torch.promote_types(moved.dtype, value.dtype) != moved.dtype:
-                self._buffers[name] = value.to(moved.device)
-        return self
+        return super()._apply(partial(not_narrowed, fn), recurse)  # type: ignore[no-untyped-call]
 
 
 class ChunkSGD(ChunkUpdate):

@@ -24,6 +24,7 @@ from lightning_bce.engine import KernelError, reason_against, sum_dtype
 from lightning_bce.engine.kernel import calls
 from lightning_bce.engine.memory import large_buffer
 from lightning_bce.heads.formula import HeadFormula
+from lightning_bce.heads.precision import full_dtype
 from lightning_bce.heads.targets import SparseTarget
 
 BYTES = {"cpu": 2**22, "cuda": 2**25}
@@ -334,11 +335,6 @@ def _multiply_back(
         torch.mm(gradient, inputs, out=of_weight)
     else:
         of_weight.copy_(torch.mm(gradient, inputs))
-
-
-def full_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunks(labels: int, size: int) -> Iterator[tuple[int, int]]:
