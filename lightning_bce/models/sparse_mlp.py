@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_bce.heads import SparseInputs
+from lightning_bce.losses.checks import check_number
 from lightning_bce.spec import Recorded
 
 
@@ -55,8 +56,7 @@ class SparseMLP(Recorded, nn.Module):
                 f"Every number must be at least 1; got in_features={in_features}, out_features={out_features}, "
                 f"hidden={list(hidden)}, entries={entries}."
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` is {dropout}; it must lie in [0, 1).")
+        check_number("dropout", dropout, at_least=0, below=1)
         self.in_features = in_features
         self.sparse_gradient = sparse_gradient
         first, *widths = [*hidden, out_features]

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from lightning_bce.losses.checks import check_number
 from lightning_bce.spec import Recorded
 
 
@@ -37,8 +38,7 @@ class TabularMLP(Recorded, nn.Module):
                 f"Every width must be at least 1; got in_features={in_features}, out_features={out_features}, "
                 f"hidden={list(hidden)}."
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` is {dropout}; it must lie in [0, 1).")
+        check_number("dropout", dropout, at_least=0, below=1)
         self.in_features = in_features
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_bce.losses.checks import check_number, check_whole
 from lightning_bce.spec import Recorded, to_plain
 
 Pooling = Literal["mean", "cls"]
@@ -64,10 +65,8 @@ class TextEncoder(Recorded, nn.Module):
             )
         if pooling not in ("mean", "cls"):
             raise ValueError(f"`pooling` is {pooling!r}; 'mean' or 'cls' was expected.")
-        if num_labels < 1:
-            raise ValueError(f"`num_labels` is {num_labels}; at least 1 was expected.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` is {dropout}; it must lie in [0, 1).")
+        check_whole("num_labels", num_labels, at_least=1)
+        check_number("dropout", dropout, at_least=0, below=1)
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError as error:
