@@ -130,6 +130,10 @@ class FirstOrder(NamedTuple):
     softplus: Tensor
 
 
+# artanh(h) / h as a polynomial of h^2 up to 1/9, within 5e-9 of it everywhere (the minimax one).
+_ARTANH = (0.140788891816, 0.139825788726, 0.200122976154, 0.333331608207, 1.00000000384)
+
+
 def first_order(logits: Tensor) -> FirstOrder:
     r"""Return the pieces of a negative's loss where nobody asks for a second derivative, in two thirds of the time.
 
@@ -141,18 +145,20 @@ def first_order(logits: Tensor) -> FirstOrder:
     size = torch.where(above, z, -z)
     rest = (-size).exp()
     sum_ = 1 + rest
-    larger = 1 / sum_
-    smaller = rest * larger
-    p = torch.where(above, larger, smaller)
     if logits.dtype == torch.float32:
-        half = rest / (2 + rest)
+        once = 1 / (sum_ * (2 + rest))  # a division takes as long as a whole series
+        larger = (2 + rest) * once
+        half = rest * sum_ * once
         square = half * half
-        series = torch.full((), 1 / 13, device=z.device)
-        for denominator in (11, 9, 7, 5, 3, 1):  # what is left out is below 2e-8 of it
-            series = series * square + 1 / denominator
+        series = torch.full((), _ARTANH[0], device=z.device)
+        for coefficient in _ARTANH[1:]:
+            series = series * square + coefficient
         log1p = 2 * half * series
     else:
+        larger = 1 / sum_
         log1p = sum_.log() + (rest - (sum_ - 1)) * larger
+    smaller = rest * larger
+    p = torch.where(above, larger, smaller)
     losses = log1p + torch.where(above, z, 0.0)
     step = logits - z  # 0, with a derivative of 1
     return FirstOrder(p + step * (larger * smaller), losses + step * p)
