@@ -7,7 +7,7 @@ import logging
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,10 +73,13 @@ class Kernels:
         bias: Tensor | None,
         factors: tuple[Tensor, ...],
         constants: dict[str, Tensor],
-        scale: Tensor | None,
+        scale: Tensor,
+        gradient: Tensor | None,
         with_largest: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return sums by label of the losses of negatives, and the scaled gradient; for a walk within :func:`calls`.
+    ) -> Tensor:
+        """Return sums by label of the losses of negatives, and write the scaled gradient into the buffer.
+
+        For a walk within :func:`calls`.
 
         Args:
             losses: The loss of a negative, of logits and constants.
@@ -85,18 +88,19 @@ class Kernels:
             bias: (C, 1).
             factors: Each scales the losses, broadcastable.
             constants: What the formula has one of for each label.
-            scale: Of the gradient. None writes none.
+            scale: Of the gradient.
+            gradient: (C, N), the buffer. None if no gradient is wanted.
             with_largest: Whether the largest gradient of each label is wanted too, to find those without any.
 
         Returns:
-            Sums (C, 1), the losses, or with a scale (C, 2), the scaled gradients too, or (C, 3), the largest absolute
-            one too; and the gradient (C, N) if there is a scale.
+            (C, 1), the losses, or with a buffer (C, 2), the scaled gradients too, or (C, 3), the largest absolute one
+            too.
         """
-        key = "negatives", scale is not None, with_largest
+        key = "negatives", gradient is not None, with_largest
         nature = _nature(logits), bias is None, *map(_nature, factors), *constants
-        given = (logits, bias, factors, constants, scale)
-        sums, gradient = self._run(key, nature, lambda: _negatives(losses, with_largest), name, given)
-        return sums, gradient
+        given = (logits, bias, factors, constants, scale, gradient)
+        sums: Tensor = self._run(key, nature, lambda: _negatives(losses, with_largest), name, given)
+        return sums
 
     def _of_inputs(
         self, kind: str, make: Any, formula: Formula, name: str, gradient: Tensor | None, given: tuple[Any, ...]
@@ -144,20 +148,20 @@ def calls(device: torch.device) -> Iterator[None]:
     """Have kernels called as they are made: without a graph and autocast, and by a compiler for every size.
 
     It takes two sizes that are equal in its first batch for two, and a hyper-parameter for a number: one that it sees
-    change it would take for unknown, and compute every power of it the long way. To enter this costs a quarter of a
-    millisecond, so that a walk over many chunks does it once.
+    change it would take for unknown, and compute every power of it the long way. A walk over many chunks enters once.
     """
-    wanted: list[tuple[Any, str, bool]] = [
-        (torch._dynamo.config, "specialize_float", True),
-        (shapes, "use_duck_shape", False),
-    ]
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        for config, name, value in wanted:
-            if hasattr(config, name):  # not in every version
-                stack.enter_context(config.patch(**{name: value}))
-        yield
+    wanted = [(torch._dynamo.config, "specialize_float", True), (shapes, "use_duck_shape", False)]
+    there = [(config, name, value) for config, name, value in wanted if hasattr(config, name)]  # not in every version
+    before = [getattr(config, name) for config, name, _ in there]
+    # Not `config.patch`, which makes a class each time: that takes longer than a kernel of a thousand elements.
+    try:
+        for config, name, value in there:
+            setattr(config, name, value)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (config, name, _), value in zip(there, before, strict=True):
+            setattr(config, name, value)
 
 
 def _nature(tensor: Tensor) -> tuple[Any, ...]:
@@ -182,14 +186,15 @@ def _losses(formula: Formula, with_gradient: bool) -> Callable[..., Tensor]:
     return losses
 
 
-def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable[..., Tensor]:
     def negatives(
         logits: Tensor,
         bias: Tensor | None,
         factors: tuple[Tensor, ...],
         constants: dict[str, Tensor],
-        scale: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+        scale: Tensor,
+        gradient: Tensor | None,
+    ) -> Tensor:
         def total(scores: Tensor) -> tuple[Tensor, Tensor]:
             losses = losses_of(scores, constants)
             for factor in factors:
@@ -197,12 +202,13 @@ def _negatives(losses_of: Callable[..., Tensor], with_largest: bool) -> Callable
             return losses.sum(), losses
 
         scores = logits if bias is None else logits + bias
-        if scale is None:
-            return total(scores)[1].sum(1, keepdim=True), None
+        if gradient is None:
+            return total(scores)[1].sum(1, keepdim=True)
         slope, (_, losses) = torch.func.grad_and_value(total, has_aux=True)(scores)
         slope = slope * scale
         largest = [slope.abs().amax(1)] if with_largest else []
-        return torch.stack([losses.sum(1), slope.sum(1), *largest], 1), slope
+        gradient.copy_(slope)
+        return torch.stack([losses.sum(1), slope.sum(1), *largest], 1)
 
     return negatives
 

@@ -154,37 +154,45 @@ class Walk(NamedTuple):
         labels = self.weight.shape[0]
         device, wide = inputs.device, sum_dtype(inputs)
         any_wanted = any(wanted)
-        entries = self.entries(inputs, any_wanted)
         of_inputs = torch.zeros(rows, width, dtype=full, device=device) if wanted[0] else None
         stepping = self.step is not None
         of_weight = large_buffer(self.weight.shape, self.weight.dtype, device) if wanted[1] and not stepping else None
         of_bias = torch.empty(labels, dtype=full, device=device) if wanted[2] and not stepping else None
         negatives = torch.zeros(labels if self.per_label else 1, dtype=wide, device=device)
-        scale = self.scale.to(full) if any_wanted else None
+        scale = self.scale.to(full)
         live_labels = 0
         if self.target.numel() == 0:
             for gradient in (of_weight, of_bias):
                 if gradient is not None:
                     gradient.zero_()
-            return self._sums(negatives, entries), Gradients(of_inputs, of_weight, of_bias), 1.0
-        memory = torch.empty(self.chunk * rows, dtype=full, device=device)
-        slot = torch.empty(self.chunk, width, dtype=full, device=device) if stepping else None
+            return (
+                self._sums(negatives, self.entries(inputs, any_wanted)),
+                Gradients(of_inputs, of_weight, of_bias),
+                1.0,
+            )
+        # A kernel that wrote over its logits would write beside them first, and then copy.
+        buffers = 2 if any_wanted and self.compiled else 1
+        memory = [large_buffer(torch.Size([self.chunk * rows]), full, device) for _ in range(buffers)]
+        slot = large_buffer(torch.Size([self.chunk, width]), full, device) if stepping else None
+        entries = self.entries(inputs, any_wanted) if labels > self.chunk else None
         for begin, end in chunks(labels, self.chunk):
             weight, bias = self.weight[begin:end].detach(), None if self.bias is None else self.bias[begin:end].detach()
             weight = weight.to(full)
-            z = memory[: (end - begin) * rows].view(end - begin, rows)
+            z, *beside = (m[: (end - begin) * rows].view(end - begin, rows) for m in memory)
+            slopes = beside[0] if beside else z
             torch.mm(weight, inputs.t(), out=z)
+            if entries is None:  # a chunk of all labels has their logits
+                entries = self.entries(inputs, any_wanted, z)
             here = slice(self.target.place(begin), self.target.place(end))
             flat = entries.flat[here] - begin * rows
             z.view(-1).index_put_((flat,), entries.fill[here])
-            sums, slopes = self._negatives(z, bias, begin, end, scale)
+            sums = self._negatives(z, bias, begin, end, scale, slopes if any_wanted else None)
             if self.per_label:
                 negatives[begin:end] = sums[:, 0]
             else:
                 negatives += sums[:, 0].sum(dtype=wide)
-            if slopes is None:
+            if entries.slopes is None or entries.filled_slopes is None:
                 continue
-            assert entries.slopes is not None and entries.filled_slopes is not None
             slopes.view(-1).index_put_((flat,), entries.slopes[here])
             bias_gradient = None
             if wanted[2]:
@@ -202,28 +210,33 @@ class Walk(NamedTuple):
             _multiply_back(slopes, inputs, weight, of_inputs, weight_gradient, live)
             if self.step is not None and weight_gradient is not None:
                 self.step(begin, end, weight_gradient, bias_gradient)
-            del slopes  # before the next chunk's are made
+        assert entries is not None  # there is a chunk
         return self._sums(negatives, entries), Gradients(of_inputs, of_weight, of_bias), live_labels / labels
 
-    def entries(self, inputs: Tensor, with_slopes: bool) -> Entries:
-        """Return losses and gradients of the elements that are not 0."""
+    def entries(self, inputs: Tensor, with_slopes: bool, logits: Tensor | None = None) -> Entries:
+        """Return losses and gradients of the elements that are not 0.
+
+        Args:
+            inputs: (N, D).
+            with_slopes: Whether gradients are wanted.
+            logits: (C, N), without the bias, if they are there.
+        """
         target, rows = self.target, inputs.shape[0]
         count, full = len(target.labels), inputs.dtype
-        scores = torch.empty(count, dtype=full, device=inputs.device)
-        size = max(1, GATHERED // max(1, inputs.shape[1] * inputs.element_size()))
-        for begin in range(0, count, size):
-            some = slice(begin, begin + size)
-            weight = self.weight.detach()[target.labels[some]].to(full)
-            scores[some] = torch.linalg.vecdot(weight, inputs[target.rows[some]])
+        flat = target.labels * rows + target.rows
+        scores = self._scores(inputs) if logits is None else logits.view(-1)[flat]
         bias = torch.zeros((), dtype=full, device=inputs.device)
         if self.bias is not None:
             bias = self.bias.detach()[target.labels].to(full)
         scores = scores + bias
         fill = (self.formula.far - bias).expand(count)
-        values = torch.ones_like(scores) if target.values is None else target.values.to(full)
-        unknown = values.isnan()
-        values = torch.where(unknown, 0.0, values)
-        leaf = torch.cat([torch.where(unknown, 0.0, scores), fill + bias]).requires_grad_(with_slopes)
+        known = values = torch.ones_like(scores)
+        if target.values is not None:
+            unknown = target.values.isnan()
+            known = torch.where(unknown, 0.0, known)
+            values = torch.where(unknown, 0.0, target.values.to(full))
+            scores = torch.where(unknown, 0.0, scores)
+        leaf = torch.cat([scores, fill + bias]).requires_grad_(with_slopes)
         twice = torch.cat([target.labels, target.labels])
         with torch.set_grad_enabled(with_slopes):
             losses = self.formula.losses(
@@ -231,25 +244,39 @@ class Walk(NamedTuple):
                 torch.cat([values, torch.zeros_like(values)])[None],
                 self.formula.of_entries(twice + self.first),
             )[0]
-            factor = torch.ones_like(values)
+            factor = None
             if self.factors.row is not None:
-                factor = factor * self.factors.row[target.rows].to(full)
+                factor = self.factors.row[target.rows].to(full)
             if self.factors.label is not None:
-                factor = factor * self.factors.label[target.labels].to(full)
-            losses = losses * torch.cat([torch.where(unknown, 0.0, factor), factor])
+                of_label = self.factors.label[target.labels].to(full)
+                factor = of_label if factor is None else factor * of_label
+            if factor is not None or target.values is not None:
+                factor = torch.ones_like(values) if factor is None else factor
+                losses = losses * torch.cat([known * factor, factor])
             slopes = None
             if with_slopes:
                 (slopes,) = torch.autograd.grad(losses.sum(), leaf)
                 slopes = slopes * self.scale.to(full)
         losses = losses.detach()
         return Entries(
-            target.labels * rows + target.rows,
+            flat,
             fill,
             losses[:count],
             None if slopes is None else slopes[:count],
             losses[count:],
             None if slopes is None else slopes[count:],
         )
+
+    def _scores(self, inputs: Tensor) -> Tensor:
+        """Return the logits of the elements that are not 0, without the bias, from their rows of the weights."""
+        target = self.target
+        scores = inputs.new_empty(len(target.labels))
+        size = max(1, GATHERED // max(1, inputs.shape[1] * inputs.element_size()))
+        for begin in range(0, len(scores), size):
+            some = slice(begin, begin + size)
+            weight = self.weight.detach().index_select(0, target.labels[some]).to(inputs.dtype)
+            scores[some] = torch.linalg.vecdot(weight, inputs.index_select(0, target.rows[some]))
+        return scores
 
     def _sums(self, negatives: Tensor, entries: Entries) -> Tensor:
         """Return the sums by side, the entries put where they belong."""
@@ -265,9 +292,12 @@ class Walk(NamedTuple):
         return torch.stack([negatives.index_add_(0, labels, on_negatives), positives], 1)
 
     def _negatives(
-        self, z: Tensor, bias: Tensor | None, begin: int, end: int, scale: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the sums of a chunk, all of which counts as negative, and its gradient, which may lie in its place."""
+        self, z: Tensor, bias: Tensor | None, begin: int, end: int, scale: Tensor, slopes: Tensor | None
+    ) -> Tensor:
+        """Return the sums of a chunk, all of which counts as negative, and write its gradient into the buffer.
+
+        Without a generated kernel, that may be the logits' own.
+        """
         formula = self.formula
         bias = None if bias is None else bias[:, None].to(z.dtype)
         factors = [] if self.factors.row is None else [self.factors.row[None].to(z.dtype)]
@@ -276,7 +306,7 @@ class Walk(NamedTuple):
         constants = formula.cut(self.first + begin, self.first + end)
         kernels = formula.loss._kernels
         if self.compiled and kernels.failure is None:
-            given = formula.negatives, formula.name, z, bias, tuple(factors), constants, scale
+            given = formula.negatives, formula.name, z, bias, tuple(factors), constants, scale, slopes
             try:
                 return kernels.negatives(*given, with_largest=formula.has_dead_zone)
             except KernelError as error:
@@ -288,19 +318,19 @@ class Walk(NamedTuple):
         for at in range(0, len(z), size):
             some = slice(at, at + size)
             scores = z[some] if bias is None else z[some] + bias[some]
-            with torch.set_grad_enabled(scale is not None):
-                leaf = scores.detach().requires_grad_(scale is not None)
+            with torch.set_grad_enabled(slopes is not None):
+                leaf = scores.detach().requires_grad_(slopes is not None)
                 cut = {name: value[some] for name, value in constants.items()}
                 losses = formula.negatives(leaf, cut)
                 for factor in factors:
                     losses = losses * (factor[some] if len(factor) == len(z) > 1 else factor)
                 sums = [losses.detach().sum(1)]
-                if scale is not None:
+                if slopes is not None:
                     (slope,) = torch.autograd.grad(losses.sum(), leaf)
-                    z[some] = slope * scale
-                    sums += [z[some].sum(1), z[some].abs().amax(1)]
+                    slopes[some] = slope * scale
+                    sums += [slopes[some].sum(1), slopes[some].abs().amax(1)]
                 parts.append(torch.stack(sums, 1))
-        return torch.cat(parts), None if scale is None else z
+        return torch.cat(parts)
 
     def _live(self, sums: Tensor, here: slice, begin: int) -> Tensor | None:
         """Return the labels of a chunk that have a gradient, if they are so few that it pays to gather them."""

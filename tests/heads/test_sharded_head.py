@@ -192,7 +192,8 @@ def no_copy(rank):
 
     def noted(*shape):
         buffer = made(*shape)
-        places.append(buffer.data_ptr())
+        if buffer.ndim == 2:  # the others are for the logits of a chunk
+            places.append(buffer.data_ptr())
         return buffer
 
     walk.large_buffer = noted
