@@ -33,7 +33,7 @@ from lightning_bce.engine.compiler import reason_against
 from lightning_bce.exportable import Exportable
 from lightning_bce.heads import MultiLabelHead, SparseTarget
 from lightning_bce.losses import BCEWithLogitsLoss, BinaryLoss, CombinedLoss, LabelCounts, LossSums
-from lightning_bce.losses.base import per_label
+from lightning_bce.losses.shapes import per_label
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics import evaluation_metrics
 from lightning_bce.metrics.at_k import metrics_at_k

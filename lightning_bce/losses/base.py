@@ -6,14 +6,13 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_bce.engine import Formula, Inputs, KernelError, Kernels, Pass, reason_against
 from lightning_bce.losses.checks import (
-    Factor,
     PerLabel,
     check_factor,
     check_flag,
@@ -22,13 +21,11 @@ from lightning_bce.losses.checks import (
     check_target_values,
     may_look,
 )
-from lightning_bce.losses.count_rules import OfCounts, Rule, class_weight_rule, is_rule
+from lightning_bce.losses.constants import WithConstants
+from lightning_bce.losses.count_rules import Rule, class_weight_rule
+from lightning_bce.losses.shapes import check_constant, fit_weight, part_of_row, per_label
 from lightning_bce.losses.stable import full_precision, in_dtype
 from lightning_bce.losses.sums import LossSums, safe_ratio
-from lightning_bce.spec import Recorded
-
-if TYPE_CHECKING:
-    from lightning_bce.losses.label_counts import LabelCounts
 
 Reduction = Literal["none", "mean", "weighted_mean", "sum", "batchmean"]
 Validation = Literal["first_batch", "always", "off"]
@@ -38,7 +35,7 @@ Result = TypeVar("Result")
 WORTHWHILE = 2**17  # elements; a kernel then saves milliseconds a step, and some thousand steps pay for the compiler
 
 
-class BinaryLoss(Recorded, nn.Module, ABC):
+class BinaryLoss(WithConstants, ABC):
     r"""Base of the losses of a binary or multi-label classifier.
 
     A new loss writes :meth:`elementwise`. The base gives it masks, weights, reductions, :class:`LossSums`, the checks
@@ -99,7 +96,6 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
-        self._rules: dict[str, OfCounts] = {}
         if fused is not None:
             check_flag("fused", fused)
         _check_choice("reduction", reduction, get_args(Reduction))
@@ -273,106 +269,6 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         """Return the arguments that were given."""
         return ", ".join(f"{name}={value!r}" for name, value in self._arguments()[0].items())
 
-    # -- arguments that the training data decide ----------------------------------------------------------------------
-
-    @property
-    def unresolved(self) -> tuple[str, ...]:
-        """The arguments that wait for :meth:`resolve`, such as a ``pos_weight`` that is "auto"."""
-        return tuple(self._rules)
-
-    def resolve(self, counts: LabelCounts) -> dict[str, Any]:
-        """Compute the arguments that were left to the training data; the loss is then the one made with the numbers.
-
-        :class:`BinaryClassifier` calls this before training. In a loop of one's own:
-        ``loss.resolve(LabelCounts.of(target))`` with the target of the whole training set.
-
-        Args:
-            counts: Positives and negatives of each label in the training data.
-
-        Returns:
-            What was computed, by name, in plain numbers. Empty if nothing waited.
-
-        Raises:
-            ValueError: If the counts cannot be used.
-        """
-        found: dict[str, Any] = {}
-        for name, of_counts in self._rules.items():
-            value = of_counts(counts)
-            plain: Any = value.item() if value.numel() == 1 and name != "class_weight" else value.tolist()
-            found[name] = plain
-        for name, plain in found.items():
-            self._take(name, plain, counts)
-        self._rules.clear()
-        self._record(**{name: getattr(self, name) for name in found})
-        return found
-
-    def _take(self, name: str, value: Any, counts: LabelCounts) -> None:
-        """Put a resolved argument where the formula reads it."""
-        waiting = self._buffers.get(
-            f"_{name}"
-        )  # of `_number`; it stays, because DDP counts on a buffer that it has seen
-        if waiting is not None:
-            del self.__dict__[name]
-            if not isinstance(value, list):
-                setattr(self, name, value)
-                return
-            self.register_buffer(name, None, persistent=False)
-        else:
-            waiting = self._buffers[name]
-        assert waiting is not None
-        self._buffers[name] = torch.as_tensor(value, dtype=waiting.dtype, device=waiting.device)
-
-    def _refuse_unresolved(self) -> None:
-        if self._rules:
-            raise RuntimeError(
-                f"{type(self).__name__} cannot be computed yet: {', '.join(self._rules)} waits for the training data. "
-                "BinaryClassifier counts them when training starts; in a loop of your own call "
-                "`loss.resolve(LabelCounts.of(target))` with the labels of the whole training set, or give numbers."
-            )
-
-    def _constant(
-        self, name: str, value: Factor | Rule | None, rule: Callable[[str, Rule], OfCounts] | None = None
-    ) -> None:
-        """Keep a factor as a buffer that moves with the module, stays out of checkpoints and keeps its precision.
-
-        With ``rule`` the value may be a rule. Until it is resolved NaN stands for it, which no formula hides.
-        """
-        if rule is not None and is_rule(value):
-            self._rules[name] = rule(name, value)  # type: ignore[arg-type]
-            value = math.nan
-        else:
-            check_factor(name, value)  # type: ignore[arg-type]
-        tensor = None if value is None else torch.as_tensor(value, dtype=torch.float64).detach().clone()
-        self.register_buffer(name, tensor, persistent=False)
-
-    def _number(self, name: str, value: Factor | Rule | None, rule: Callable[[str, Rule], OfCounts]) -> None:
-        """Keep a number as a plain attribute, which a schedule may move, and one for each label as a buffer."""
-        if is_rule(value):
-            self._rules[name] = rule(name, value)  # type: ignore[arg-type]
-            self.register_buffer(f"_{name}", torch.tensor(math.nan, dtype=torch.float64), persistent=False)
-            setattr(self, name, value)
-        elif value is None or isinstance(value, (int, float)):
-            setattr(self, name, value)
-        else:
-            self._constant(name, value)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Constants keep float64 when the module is cast, because bfloat16 makes a pos_weight of 99.7 a 99.5. So does
-        # what a loss remembers, because bfloat16 counts to 256.
-        constants = dict(self._buffers)
-        if fn(torch.zeros(1)).device.type == "mps":  # which has no float64
-            constants = {
-                name: value.float() if value is not None and value.dtype == torch.float64 else value
-                for name, value in constants.items()
-            }
-            self._buffers.update(constants)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in constants.items():
-            moved = self._buffers[name]
-            if value is not None and moved is not None and moved.dtype != value.dtype:
-                self._buffers[name] = value.to(moved.device)
-        return self
-
     @property
     def _formula(self) -> Formula:
         return Formula(self._checked_elementwise, 0.0 if self.input_space == "logits" else 0.5, self.ignore_index)
@@ -411,7 +307,7 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         if self.class_weight is not None:
             factors.append(per_label("class_weight", self.class_weight, logits))
         if self.reduction == "batchmean" and logits.ndim > 1:
-            counts.append(_part_of_row(logits, self._known(target, masked)))
+            counts.append(part_of_row(logits, self._known(target, masked)))
         learnt = None
         if type(self).context is not BinaryLoss.context:
             valid = self._known(target, masked)
@@ -518,72 +414,6 @@ class BinaryLoss(Recorded, nn.Module, ABC):
         raise TypeError(
             f"{type(self).__name__}.elementwise returned {what}; one floating-point loss for each element, shape "
             f"{tuple(scores.shape)}, was expected. Leave weights, masks and the mean to BinaryLoss."
-        )
-
-
-def fit_weight(name: str, weight: Tensor, logits: Tensor) -> Tensor:
-    """Return ``weight`` in a shape that broadcasts to that of ``logits`` with one meaning only.
-
-    (N,) is one value for each sample whatever the other dimensions are; the same number of dimensions may hold ones.
-
-    Raises:
-        ValueError: If the shape is any other: nothing is enlarged, no label is taken for a sample.
-        TypeError: If it is no tensor.
-    """
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"`{name}` is {type(weight).__name__}; a tensor was expected.")
-    if weight.ndim == logits.ndim and all(w in (1, n) for w, n in zip(weight.shape, logits.shape, strict=True)):
-        return weight
-    if weight.ndim == 1 and logits.ndim > 1 and weight.shape[0] == logits.shape[0]:
-        return weight.reshape(-1, *[1] * (logits.ndim - 1))
-    advice = "Nothing is enlarged."
-    if weight.ndim == 1 and logits.ndim > 1 and weight.shape[0] == logits.shape[1]:
-        advice = f"For one value per label use `class_weight`, or pass `{name}[None]` if it repeats for every sample."
-    raise ValueError(
-        f"`{name}` has shape {tuple(weight.shape)} and the output {tuple(logits.shape)}; expected (N,) for one value "
-        f"per sample, or the output's shape with ones where it repeats. {advice}"
-    )
-
-
-def _part_of_row(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """Return one over how many labels of a sample are known, (N, 1, ...)."""
-    dtype = full_precision(logits[:0]).dtype
-    if valid is None:
-        known = torch.full(logits.shape[:1], math.prod(logits.shape[1:]), dtype=dtype, device=logits.device)
-    else:
-        known = valid.expand(logits.shape).flatten(1).sum(1).to(dtype)
-    return (1 / known.clamp(min=1)).reshape(-1, *[1] * (logits.ndim - 1))
-
-
-def per_label(name: str, values: Tensor, logits: Tensor) -> Tensor:
-    """Return one number for each label (dimension 1) in a shape that broadcasts; a single number stays as it is.
-
-    Raises:
-        ValueError: If there are not as many numbers as labels.
-    """
-    if values.ndim == 0:
-        return values
-    labels = 1 if logits.ndim < 2 else logits.shape[1]
-    if values.ndim > 1 or len(values) != labels:
-        given = f"has {len(values)} numbers" if values.ndim == 1 else f"has shape {tuple(values.shape)}"
-        raise ValueError(f"`{name}` {given} and the output {labels} label(s).")
-    return values.reshape(()) if logits.ndim < 2 else values.reshape(-1, *[1] * (logits.ndim - 2))
-
-
-def check_constant(name: str, value: Tensor, logits: Tensor) -> None:
-    """Refuse a constructor's factor that does not broadcast from the right, as in torch, or would enlarge the output.
-
-    Raises:
-        ValueError: With both shapes.
-    """
-    shape = logits.shape
-    fits = value.ndim <= len(shape) and all(
-        v == 1 or v == n for v, n in zip(value.shape[::-1], shape[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"`{name}` has shape {tuple(value.shape)}, which does not broadcast to the output's {tuple(shape)} without "
-            "enlarging it. For one value per label of (N, C, ...) outputs use shape (C, 1, ...)."
         )
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss, check_constant, per_label
+from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import Factor, check_shapes
 from lightning_bce.losses.count_rules import Rule, pos_weight_rule
+from lightning_bce.losses.shapes import check_constant, per_label
 from lightning_bce.losses.stable import first_order, folded, full_precision
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss, per_label
+from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import SMALLEST, check_positives
 from lightning_bce.losses.count_rules import Rule, is_rule, positives_rule, total_rule
+from lightning_bce.losses.shapes import per_label
 from lightning_bce.losses.stable import by_target, full_precision, power_of_probability, sides, softplus
 
 

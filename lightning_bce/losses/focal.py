@@ -7,10 +7,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss, per_label
+from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import Factor, check_factor, check_number, check_shapes, check_unit
 from lightning_bce.losses.count_rules import Rule, alpha_rule, is_rule
 from lightning_bce.losses.quality_focal import quality_focal_loss
+from lightning_bce.losses.shapes import per_label
 from lightning_bce.losses.stable import (
     by_target,
     few_factors,

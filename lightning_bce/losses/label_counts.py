@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import fit_weight
 from lightning_bce.losses.checks import Factor, check_factor, check_target_values
 from lightning_bce.losses.class_counts import SMALLEST
+from lightning_bce.losses.shapes import fit_weight
 
 
 class LabelCounts:

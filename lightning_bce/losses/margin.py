@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss, per_label
+from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.bce import bce_with_logits
 from lightning_bce.losses.checks import Factor, check_number, check_shapes
 from lightning_bce.losses.class_counts import check_counts
 from lightning_bce.losses.count_rules import Rule, is_rule, positives_rule
+from lightning_bce.losses.shapes import per_label
 from lightning_bce.losses.stable import full_precision
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_bce.losses.base import BinaryLoss, fit_weight, per_label
+from lightning_bce.losses.base import BinaryLoss
 from lightning_bce.losses.checks import check_shapes
+from lightning_bce.losses.shapes import fit_weight, per_label
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.losses.sums import LossSums, safe_ratio
 

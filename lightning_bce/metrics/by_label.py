@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_bce.engine import known_labels
-from lightning_bce.losses.base import fit_weight
 from lightning_bce.losses.checks import (
     check_factor,
     check_flag,
@@ -18,6 +17,7 @@ from lightning_bce.losses.checks import (
     check_target_values,
     check_whole,
 )
+from lightning_bce.losses.shapes import fit_weight
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics.summed import SummedMetric, add_at, chunks
 

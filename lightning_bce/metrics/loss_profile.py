@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_bce.losses import BinaryLoss, CombinedLoss
-from lightning_bce.losses.base import fit_weight
 from lightning_bce.losses.checks import check_shapes, check_whole
+from lightning_bce.losses.shapes import fit_weight
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics.summed import SummedMetric, add_at, chunks
 from lightning_bce.metrics.untouched import untouched

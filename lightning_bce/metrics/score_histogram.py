@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_bce.engine import known_labels, sum_dtype
-from lightning_bce.losses.base import fit_weight, per_label
 from lightning_bce.losses.checks import check_number, check_shapes, check_whole
+from lightning_bce.losses.shapes import fit_weight, per_label
 from lightning_bce.losses.stable import full_precision
 from lightning_bce.metrics.summed import SummedMetric, chunks
 
