@@ -51,7 +51,7 @@ class WithConstants(Recorded, nn.Module):
         found: dict[str, Any] = {}
         for name, of_counts in self._rules.items():
             value = of_counts(counts)
-            plain: Any = value.item() if value.numel() == 1 and name != "class_weight" else value.tolist()
+            plain: Any = value.item() if value.numel() == 1 else value.tolist()
             found[name] = plain
         for name, plain in found.items():
             self._take(name, plain, counts)
