@@ -14,8 +14,7 @@ import torch
 from lightning_bce.data.cells import canonical, listed, words
 from lightning_bce.data.columns import Columns, find_columns
 from lightning_bce.data.labels import Value, asked_for, parse_labels, refuse_unknown, table_of
-from lightning_bce.data.preprocessing import TablePreprocessor
-from lightning_bce.data.reading import Fingerprint
+from lightning_bce.data.learning import Learnt
 from lightning_bce.data.roles import refuse_two_roles, warn_of_row_numbers, weights
 from lightning_bce.data.row_groups import Kind, ParquetSource
 from lightning_bce.data.row_plan import RowSplit
@@ -27,30 +26,18 @@ if TYPE_CHECKING:
     import polars
 
 
-@dataclass
-class Learnt:
-    """What the training rows taught: all that other files are read by, and all that a checkpoint holds.
+@dataclass(kw_only=True)
+class StreamLearnt(Learnt):
+    """What the rows of a stream taught beside that.
 
     Args:
-        preprocessor: Makes the features.
         columns: All columns and what they hold.
         features: The columns that features are made of.
-        targets: The label columns.
-        id_column: The column of names, or None.
-        weight_column: The column of weights, or None.
-        label_words: The words that labels say, with ``positive``.
-        fingerprint: Of the training files.
         label_counts: Of the training rows, in plain numbers; None in checkpoints that were written without.
     """
 
-    preprocessor: TablePreprocessor
     columns: dict[str, Kind]
     features: list[str]
-    targets: list[str]
-    id_column: str | None
-    weight_column: str | None
-    label_words: list[str]
-    fingerprint: Fingerprint
     label_counts: dict[str, Any] | None = None
 
 
@@ -67,7 +54,7 @@ def learn(
     missing_values: Sequence[str] = (),
     max_categories: int = 64,
     missing_targets: Literal["error", "ignore"] = "error",
-) -> Learnt:
+) -> StreamLearnt:
     """Read all rows once, one row group at a time: check the labels of all, and learn from the training rows.
 
     The arguments are those of :class:`ParquetStreamDataModule`.
@@ -133,17 +120,17 @@ def learn(
         )
     warn_about_counts(sides.counts, targets)
     preprocessor = fit.preprocessor()
-    return Learnt(
-        preprocessor,
-        dict(source.columns),
+    return StreamLearnt(
+        preprocessor=preprocessor,
+        columns=dict(source.columns),
         # A column that was empty in all training rows has no feature.
-        [column["name"] for column in preprocessor.state_dict()["columns"]],
-        targets,
-        next(iter(ids), None),
-        next(iter(weighed), None),
-        sorted(labels),
-        source.fingerprint,
-        sum(counts[1:], counts[0]).plain(),
+        features=[column["name"] for column in preprocessor.state_dict()["columns"]],
+        targets=targets,
+        id_column=next(iter(ids), None),
+        weight_column=next(iter(weighed), None),
+        label_words=sorted(labels),
+        fingerprint=source.fingerprint,
+        label_counts=sum(counts[1:], counts[0]).plain(),
     )
 
 

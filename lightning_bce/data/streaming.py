@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from lightning_bce.data.base import BinaryDataModule, Loader, Part, fraction_beside, place, whole
+from lightning_bce.data.base import Loader, Part, fraction_beside, place, whole
 from lightning_bce.data.cells import MISSING, listed
-from lightning_bce.data.columns import find_columns
+from lightning_bce.data.learning import LearningDataModule
 from lightning_bce.data.preprocessing import TablePreprocessor
 from lightning_bce.data.row_groups import ParquetSource
 from lightning_bce.data.row_plan import RowSplit, batch_sizes
-from lightning_bce.data.stream_learning import Learnt, learn
+from lightning_bce.data.stream_learning import StreamLearnt, learn
 from lightning_bce.data.stream_loader import BlockReader, StreamLoader
 from lightning_bce.data.tensors import TensorRows
 from lightning_bce.losses import LabelCounts
 
 
-class ParquetStreamDataModule(BinaryDataModule):
+class ParquetStreamDataModule(LearningDataModule):
     r"""A Parquet file or folder of any size, read by row groups, with a few of them in memory at a time.
 
     Columns, labels and features are those of :class:`TableDataModule`, with these differences:
@@ -88,6 +88,8 @@ class ParquetStreamDataModule(BinaryDataModule):
         [16, 16, 4]
     """
 
+    _knowledge = StreamLearnt
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -146,28 +148,7 @@ class ParquetStreamDataModule(BinaryDataModule):
         self.missing_values, self.max_categories = missing_values, max_categories
         self.shuffle_mib = whole("shuffle_mib", shuffle_mib, least=1)
         TablePreprocessor(max_categories=max_categories)  # refuses a wrong number now, not after reading
-        self._learnt: Learnt | None = None
         self._sources: dict[str, ParquetSource] = {}
-
-    @property
-    def num_features(self) -> int:
-        """Columns of ``inputs``. Reads the training files, unless a state was restored."""
-        return self._known().preprocessor.num_features
-
-    @property
-    def num_labels(self) -> int:
-        """Columns of ``target``. Reads the training files, unless a state was restored."""
-        return len(self._known().targets)
-
-    @property
-    def class_names(self) -> list[str]:
-        """The names of the label columns. Reads the training files, unless a state was restored."""
-        return list(self._known().targets)
-
-    @property
-    def feature_names(self) -> list[str]:
-        """A name for each column of ``inputs``. Reads the training files, unless a state was restored."""
-        return self._known().preprocessor.feature_names
 
     def use_fold(self, fold: int, folds: int) -> None:
         """Refuse: a stream deals its rows to the parts as they come, and has no folds."""
@@ -228,44 +209,7 @@ class ParquetStreamDataModule(BinaryDataModule):
             seed=seed,
         )
 
-    # -- what is kept in a checkpoint ---------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the training rows taught, in plain values; empty if nothing was learnt yet."""
-        if self._learnt is None:
-            return {}
-        state = dict(vars(self._learnt))
-        return {**state, "preprocessor": self._learnt.preprocessor.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what an earlier run learnt, in place of what the training files here would teach.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: If the training files were opened already and have other labels.
-
-        Warns:
-            UserWarning: If the training files were opened already and are not those of that run.
-        """
-        if not state_dict:
-            return
-        preprocessor = TablePreprocessor()
-        preprocessor.load_state_dict(state_dict["preprocessor"])
-        self._learnt = Learnt(**{**state_dict, "preprocessor": preprocessor})
-        if self.path in self._sources:
-            self._compare(self._sources[self.path])
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state before anything is read: sizes and names are then known without the training files.
-
-        Args:
-            state: What :meth:`state_dict` returned; in a checkpoint it lies under ``"ParquetStreamDataModule"``.
-        """
-        self.load_state_dict(state)
-
-    def _known(self) -> Learnt:
+    def _known(self) -> StreamLearnt:
         if self._learnt is None:
             self._learnt = learn(
                 self._source(self.path),
@@ -280,24 +224,15 @@ class ParquetStreamDataModule(BinaryDataModule):
                 max_categories=self.max_categories,
                 missing_targets=self.missing_targets,
             )
+        assert isinstance(self._learnt, StreamLearnt)
         return self._learnt
 
-    def _compare(self, source: ParquetSource) -> None:
-        """Compare the training files with a restored state."""
-        assert self._learnt is not None
-        targets = find_columns(list(source.columns), self.target, "target")
-        if targets != self._learnt.targets:
-            raise ValueError(
-                f"The checkpoint knows the labels {listed(self._learnt.targets)}, and `target` now means "
-                f"{listed(targets)}: use the target of the checkpoint, or train anew."
-            )
-        if source.fingerprint != self._learnt.fingerprint:
-            warnings.warn(
-                f"{self.path} is not what the checkpoint was trained on: {source.fingerprint} and not "
-                f"{self._learnt.fingerprint}. Rows that were trained on may now be validation or test rows. Bring the "
-                "old files back, or train anew.",
-                stacklevel=2,
-            )
+    def _restored(self) -> None:
+        if self.path in self._sources:
+            self._compare_with(self._sources[self.path])
+
+    def _compare_with(self, source: ParquetSource) -> None:
+        self._compare(list(source.columns), source.fingerprint)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -305,7 +240,7 @@ class ParquetStreamDataModule(BinaryDataModule):
         if path not in self._sources:
             self._sources[path] = ParquetSource(path)
             if path == self.path and self._learnt is not None:
-                self._compare(self._sources[path])
+                self._compare_with(self._sources[path])
         return self._sources[path]
 
     def _reader(self, part: Part) -> BlockReader | None:

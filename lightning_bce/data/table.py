@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-from lightning_bce.data.base import BinaryDataModule, Part, fraction_beside
+from lightning_bce.data.base import Part, fraction_beside
 from lightning_bce.data.cells import MISSING, listed, shown
 from lightning_bce.data.columns import find_columns
 from lightning_bce.data.labels import Labels, MissingTargets, parse_labels, without_unknown
+from lightning_bce.data.learning import LearningDataModule, Learnt
 from lightning_bce.data.preprocessing import TablePreprocessor
 from lightning_bce.data.ranks import check_same_on_every_rank
 from lightning_bce.data.reading import SEPARATORS, Fingerprint, read_table
@@ -27,17 +27,9 @@ if TYPE_CHECKING:
     import polars
 
 
-@dataclass
-class _Learnt:
-    """What the training rows taught: all that other files are read by, and all that a checkpoint holds."""
-
-    preprocessor: TablePreprocessor
+@dataclass(kw_only=True)
+class _Learnt(Learnt):
     columns: list[str]
-    targets: list[str]
-    id_column: str | None
-    weight_column: str | None
-    label_words: list[str]
-    fingerprint: Fingerprint
 
 
 @dataclass
@@ -49,7 +41,7 @@ class _Labelled:
     numbers: Rows
 
 
-class TableDataModule(BinaryDataModule):
+class TableDataModule(LearningDataModule):
     r"""A table file with features and labels, split, cleaned and batched.
 
     Numbers are standardised and words one-hot encoded by :class:`TablePreprocessor`, which sees training rows only.
@@ -104,6 +96,8 @@ class TableDataModule(BinaryDataModule):
         >>> data.class_names, data.num_features, batch["inputs"].shape, batch["target"].shape
         (['income'], 4, torch.Size([4, 4]), torch.Size([4, 1]))
     """
+
+    _knowledge = _Learnt
 
     def __init__(
         self,
@@ -160,31 +154,10 @@ class TableDataModule(BinaryDataModule):
         self.drop_columns, self.categorical = drop_columns, categorical
         self.missing_values, self.max_categories = missing_values, max_categories
         TablePreprocessor(max_categories=max_categories)  # refuses a wrong number now, not after reading
-        self._learnt: _Learnt | None = None
         self._training: _Labelled | None = None
         self._read_fingerprint: Fingerprint | None = None
         self._parts: dict[str, Rows] = {}
         self._ready: dict[Part, TensorRows | None] = {}
-
-    @property
-    def num_features(self) -> int:
-        """Columns of ``inputs``. Reads the training file, unless a state was restored."""
-        return self._known().preprocessor.num_features
-
-    @property
-    def num_labels(self) -> int:
-        """Columns of ``target``. Reads the training file, unless a state was restored."""
-        return len(self._known().targets)
-
-    @property
-    def class_names(self) -> list[str]:
-        """The names of the label columns. Reads the training file, unless a state was restored."""
-        return list(self._known().targets)
-
-    @property
-    def feature_names(self) -> list[str]:
-        """A name for each column of ``inputs``. Reads the training file, unless a state was restored."""
-        return self._known().preprocessor.feature_names
 
     def setup(self, stage: str) -> None:
         """Read the training file if it is to be trained on; all else waits until a checkpoint may have been restored.
@@ -210,50 +183,10 @@ class TableDataModule(BinaryDataModule):
             self._ready[part] = self._make(part)
         return self._ready[part]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the training rows taught, in plain values; empty if nothing was learnt yet."""
-        if self._learnt is None:
-            return {}
-        state = dict(vars(self._learnt))
-        return {**state, "preprocessor": self._learnt.preprocessor.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what an earlier run learnt, in place of what the training file here would teach.
-
-        Args:
-            state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: If the training file was read already and has other labels or lacks features.
-
-        Warns:
-            UserWarning: If the training file was read already and is not the file of that run.
-        """
-        if not state_dict:
-            return
-        preprocessor = TablePreprocessor()
-        preprocessor.load_state_dict(state_dict["preprocessor"])
-        self._learnt = _Learnt(**{**state_dict, "preprocessor": preprocessor})
-        self._ready.clear()
-        self._counts = None
-        if self._training is not None:
-            self._compare(self._training.table.columns)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state before anything is read: sizes and names are then known without the training file.
-
-        Lightning restores a data module after its ``setup``; a command line that sizes a model by
-        :attr:`num_features` needs it earlier.
-
-        Args:
-            state: What :meth:`state_dict` returned; in a checkpoint it lies under ``"TableDataModule"``.
-        """
-        self.load_state_dict(state)
-
     def _known(self) -> _Learnt:
         if self._learnt is None:
             self._labelled()
-        assert self._learnt is not None
+        assert isinstance(self._learnt, _Learnt)
         return self._learnt
 
     def _labelled(self) -> _Labelled:
@@ -291,29 +224,23 @@ class TableDataModule(BinaryDataModule):
                 categorical=categorical, max_categories=self.max_categories, missing_values=self.missing_values
             ).fit(training.table.select(features)[train], training.numbers[train].tolist())
             self._learnt = _Learnt(
-                preprocessor, names, targets, id_column, weight_column, label_words, self._read_fingerprint
+                preprocessor=preprocessor,
+                columns=names,
+                targets=targets,
+                id_column=id_column,
+                weight_column=weight_column,
+                label_words=label_words,
+                fingerprint=self._read_fingerprint,
             )
         else:
-            self._compare(names)
+            self._compare(names, self._read_fingerprint)
         self._training = training
         return training
 
-    def _compare(self, names: list[str]) -> None:
-        """Compare the training file with a restored state."""
-        assert self._learnt is not None
-        targets = find_columns(names, self.target, "target")
-        if targets != self._learnt.targets:
-            raise ValueError(
-                f"The checkpoint knows the labels {listed(self._learnt.targets)}, and `target` now means "
-                f"{listed(targets)}: use the target of the checkpoint, or train anew."
-            )
-        if self._read_fingerprint != self._learnt.fingerprint:
-            warnings.warn(
-                f"{self.path} is not the file that the checkpoint was trained on: {self._read_fingerprint} and not "
-                f"{self._learnt.fingerprint}. Rows that were trained on may now be validation or test rows. Bring the "
-                "old file back, or train anew.",
-                stacklevel=2,
-            )
+    def _restored(self) -> None:
+        self._ready.clear()
+        if self._training is not None:
+            self._compare(self._training.table.columns, self._read_fingerprint)
 
     def _make(self, part: Part) -> TensorRows | None:
         if part == "predict":

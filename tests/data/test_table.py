@@ -318,11 +318,11 @@ def test_a_changed_training_file_is_warned_of_whichever_comes_first(written, pat
         same.load_state_dict(state)
     written(table(seed=5))
     changed.setup("fit")
-    with pytest.warns(UserWarning, match="is not the file that the checkpoint was trained on"):
+    with pytest.warns(UserWarning, match="is not what the checkpoint was trained on"):
         changed.load_state_dict(state)
     later = TableDataModule(path, **COMMON)
     later.load_state_dict(state)
-    with pytest.warns(UserWarning, match="is not the file that the checkpoint was trained on"):
+    with pytest.warns(UserWarning, match="is not what the checkpoint was trained on"):
         later.setup("fit")
     assert later.state_dict() == state
 
@@ -333,7 +333,7 @@ def test_a_restored_state_scales_the_rows_not_this_file(written, path):
     shifted = TableDataModule(written(table().with_columns(polars.col("x") + 100), "shifted.csv"), **COMMON)
     shifted.setup("fit")
     shifted.train_dataloader()  # what was made before the restoring must not stay
-    with pytest.warns(UserWarning, match="not the file"):
+    with pytest.warns(UserWarning, match="is not what the checkpoint"):
         shifted.load_state_dict(data.state_dict())
     train = stratified_split((table()["y"] == "yes").to_numpy(), data.fractions, 0)["train"]
     deviation = table()["x"].to_numpy()[train].std()
