@@ -243,7 +243,7 @@ class PropensityScoredPrecisionAtK(AtK):
         gain = self.gain.to(labels.device)
         gained = torch.where(hits, gain[labels], 0.0).sum(1)
         # The k largest gains of each sample: sorted by gain within the sample, then counted from its first.
-        of_entries, order = gain[target.labels].sort(descending=True, stable=True)
+        of_entries, order = gain[target.labels].sort(descending=True)
         rows, by_row = target.rows[order].sort(stable=True)
         of_entries = of_entries[by_row]
         number = torch.arange(len(rows), device=rows.device)
