@@ -374,7 +374,7 @@ def _parts(sums: Mapping[str, Tensor], average: Average) -> BrierParts:
             for part in (
                 error,
                 w * (mean_p - mean_y).square(),
-                torch.where(w > 0, w * (mean_y - mean).square(), 0.0),
+                w * (mean_y - mean).square(),
                 yy - y * mean,
                 pp - p * mean_p,
                 2 * (py - p * mean_y),

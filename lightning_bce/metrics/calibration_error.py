@@ -173,7 +173,7 @@ def _equal_mass(reading: Reading, preds: Tensor, target: Tensor, n_bins: int, to
         ordered = p.sort().values
         # Quantiles with linear interpolation; `torch.quantile` refuses more than 16 million elements.
         at = torch.arange(1, n_bins, dtype=p.dtype, device=p.device) * (len(p) - 1) / n_bins
-        below = at.long().clamp(min=0)
+        below = at.long()
         above = (below + 1).clamp(max=len(p) - 1)
         edges = torch.lerp(ordered[below], ordered[above], at - below) if len(p) else ordered
         place = torch.searchsorted(edges, p)

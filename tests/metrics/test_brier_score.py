@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lightning_bce import BinaryBrierScore, MultilabelBrierScore
-from lightning_bce.metrics import binary_brier_decomposition, binary_brier_score, multilabel_brier_decomposition
+from lightning_bce.metrics import (
+    binary_brier_decomposition,
+    binary_brier_score,
+    multilabel_brier_decomposition,
+    multilabel_brier_score,
+)
 
 brier_score_loss = pytest.importorskip("sklearn.metrics").brier_score_loss
 
@@ -82,3 +87,34 @@ def test_a_label_never_seen_has_no_parts():
     target = torch.tensor([[1, -1], [0, -1]])
     parts = multilabel_brier_decomposition(torch.rand(2, 2), target, 2, average="none", ignore_index=-1)
     assert all(part[1].isnan() and not part[0].isnan() for part in parts)
+
+
+def test_weights_count_in_every_function_and_metric():
+    preds, target, weight = torch.rand(33, 3).double(), torch.randint(0, 2, (33, 3)), torch.rand(33).double()
+    expected = [by_hand(preds[:, i], target[:, i], weight, 15) for i in range(3)]  # the default number of bins
+    metrics = MultilabelBrierScore(3, average="none"), BinaryBrierScore()
+    metrics[0].update(preds, target, weight)
+    metrics[1].update(preds[:, 0], target[:, 0], weight)
+    several = multilabel_brier_decomposition(preds, target, 3, weight, average="none")
+    for parts in (several, metrics[0].decomposition()):
+        assert_close([list(part) for part in zip(*(p.tolist() for p in parts), strict=True)], expected)
+    one = binary_brier_decomposition(preds[:, 0], target[:, 0], weight)
+    for parts in (one, metrics[1].decomposition()):
+        assert_close([part.item() for part in parts], expected[0])
+    assert_close(multilabel_brier_score(preds, target, 3, weight, average="none"), several.score)
+    assert_close(multilabel_brier_decomposition(preds, target, 3, weight).score, several.score.mean())
+
+
+def test_parts_of_all_labels_together_are_those_of_one_label():
+    preds, target = torch.rand(33, 3).double(), torch.randint(0, 2, (33, 3))
+    target[:20, 1] = -1
+    together = multilabel_brier_decomposition(preds, target, 3, average="micro", ignore_index=-1)
+    assert_close(together, binary_brier_decomposition(preds.flatten(), target.flatten(), ignore_index=-1))
+
+
+def test_parts_are_read_as_the_options_say():
+    preds, target = torch.rand(33, 2).double(), torch.randint(0, 2, (33, 2))  # taken for logits by the option alone
+    expected = multilabel_brier_decomposition(torch.sigmoid(preds), target, 2)
+    assert_close(multilabel_brier_decomposition(preds, target, 2, from_logits=True), expected)
+    one = binary_brier_decomposition(torch.sigmoid(preds[:, 0]), target[:, 0])
+    assert_close(binary_brier_decomposition(preds[:, 0], target[:, 0], from_logits=True), one)

@@ -51,6 +51,24 @@ def test_bins_of_equal_mass_are_those_of_scikit_learn(bins):
         multilabel_calibration_error(preds, target, 3, binning="mass", ignore_index=-1)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_bins_of_a_few_elements_are_those_of_scikit_learn(rows):
+    preds, target = torch.linspace(0.2, 0.7, rows, dtype=torch.float64), torch.arange(rows) % 2
+    for bins in (1, 2, 15):
+        observed, predicted = calibration_curve(target, preds, n_bins=bins, strategy="quantile")
+        found = multilabel_calibration_error(
+            preds[:, None], target[:, None], 1, norm="max", n_bins=bins, binning="quantile"
+        )
+        assert_close(found.item(), abs(observed - predicted).max().item())
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_a_label_never_seen_has_no_error(norm):
+    target = torch.tensor([[1, -1], [0, -1]])
+    found = multilabel_calibration_error(torch.rand(2, 2), target, 2, norm=norm, average="none", ignore_index=-1)
+    assert found.isnan().tolist() == [False, True]
+
+
 def test_a_probability_of_1_is_in_the_last_bin():
     preds, target = torch.tensor([0.9, 1.0]), torch.tensor([1, 0])
     assert_close(multilabel_calibration_error(preds[:, None], target[:, None], 1, n_bins=2).item(), 0.45)

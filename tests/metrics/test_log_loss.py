@@ -102,3 +102,10 @@ def test_a_metric_checks_values_unless_told_not_to():
     for metric, shape in ((BinaryLogLoss(), (2,)), (MultilabelLogLoss(2), (1, 2))):
         with pytest.raises(ValueError, match="target"):
             metric.update(torch.rand(shape), torch.full(shape, 3))
+
+
+def test_weights_are_added_up_in_float64():
+    weight = torch.tensor([2.0**24, 1.0, 1.0])  # in float32 the ones would count nothing
+    metric = BinaryLogLoss()
+    metric.update(torch.full((3,), 0.5), torch.tensor([0, 1, 1]), weight)
+    assert (metric.weight_sum, metric.positive_sum) == (2**24 + 2, 2)

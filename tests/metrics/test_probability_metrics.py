@@ -1,6 +1,8 @@
 """Log loss, Brier score, calibration error and reliability curve: what they share."""
 
+import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -46,6 +48,7 @@ MULTILABEL = {
     MultilabelCalibrationError: multilabel_calibration_error,
     MultilabelReliabilityCurve: multilabel_reliability_curve,
 }
+BINNED = [multilabel_brier_decomposition, multilabel_reliability_curve, multilabel_calibration_error]
 AVERAGED = [MultilabelLogLoss, MultilabelBrierScore, MultilabelCalibrationError]
 AVERAGES = ["micro", "macro", "weighted", "none"]
 
@@ -92,6 +95,7 @@ def test_one_label_is_the_first_of_one(kind):
 def test_averages_are_those_of_torchmetrics(kind):
     preds, target = batch()
     target[:, 1] = -1  # a label that was never seen
+    target[:20, 2] = -1  # labels of different counts, whose mean is not that of all elements
     values = of(kind, (preds, target), average="none", ignore_index=-1)
     assert values.shape == (LABELS,) and values[1].isnan() and not values[[0, 2]].isnan().any()
     share = (target == 1).sum(0).double()
@@ -100,7 +104,7 @@ def test_averages_are_those_of_torchmetrics(kind):
     assert_close(of(kind, (preds, target), average="weighted", ignore_index=-1), weighted)
     flat = [t[:, [0, 2]].reshape(-1, 1) for t in (preds, target)]
     micro = of(kind, (preds, target), average="micro", ignore_index=-1)
-    assert_close(micro, MULTILABEL[kind](*flat, 1, average="macro"))
+    assert_close(micro, MULTILABEL[kind](*flat, 1, average="macro", ignore_index=-1))
     assert_close(of(kind, (preds, target), average=None, ignore_index=-1), values, equal_nan=True)
 
 
@@ -232,9 +236,158 @@ def test_what_cannot_be_read_is_refused(kind):
         kind(LABELS).merge_state(kind(LABELS, ignore_index=-1))
 
 
+def test_each_argument_is_named_by_what_refuses_it():
+    preds, target = batch()
+    for options, kind, said in (
+        ({"from_logits": 1}, TypeError, "^`from_logits` is 1"),
+        ({"validate_args": 1}, TypeError, "^`validate_args` is 1"),
+        ({"ignore_index": 1.0}, ValueError, "^`ignore_index` is 1.0"),
+    ):
+        for function in BINARY.values():
+            with pytest.raises(kind, match=said):
+                function(preds[:, 0], target[:, 0], **options)
+        for function in MULTILABEL.values():
+            with pytest.raises(kind, match=said):
+                function(preds, target, LABELS, **options)
+    BinaryLogLoss(ignore_index=2)  # the smallest whole number that is no label
+    by_bin = [partial(function, preds, target, LABELS) for function in BINNED]
+    by_bin += [partial(by_bin[-1], binning="quantile"), partial(binary_brier_decomposition, preds, target)]
+    by_bin += [partial(kind, LABELS) for kind in MULTILABEL if kind is not MultilabelLogLoss]
+    for make in by_bin:
+        make(n_bins=1)
+        with pytest.raises(ValueError, match=r"^`n_bins` is 0"):
+            make(n_bins=0)
+    for kind in MULTILABEL:
+        with pytest.raises(ValueError, match=r"^`num_labels` is 0"):
+            kind(0)
+    for function in (multilabel_log_loss, multilabel_brier_score, multilabel_brier_decomposition):
+        with pytest.raises(ValueError, match=r"^`weight` has shape"):
+            function(preds, target, LABELS, torch.ones(5))
+
+
+def test_function_and_metric_take_the_same_options():
+    preds, target = torch.rand(33, LABELS).double(), torch.randint(0, 2, (33, LABELS))
+    probability, target[:7, 1] = torch.sigmoid(preds), -1
+    wrong = torch.where(target < 0, -1, 2 * target)
+    options = {"from_logits": True, "ignore_index": -1}  # scores in [0, 1], which only the option takes for logits
+    shared = {"sync_on_compute": False, "validate_args": False}
+    for kind, function in MULTILABEL.items():
+        metric = kind(LABELS, **shared, **options)
+        metric.update(preds, wrong)
+        assert not metric.sync_on_compute
+        expected = function(probability, wrong, LABELS, ignore_index=-1, from_logits=False, validate_args=False)
+        assert_close(metric.compute(), expected)
+        assert_close(function(preds, wrong, LABELS, validate_args=False, **options), expected)
+        assert_close(kind(LABELS, **options)(preds, target), function(probability, target, LABELS, ignore_index=-1))
+    for kind, function in BINARY.items():
+        metric = kind(**shared, **options)
+        metric.update(preds[:, 1], wrong[:, 1])
+        assert not metric.sync_on_compute
+        expected = function(probability[7:, 1], wrong[7:, 1], from_logits=False, validate_args=False)
+        assert_close(metric.compute(), expected)
+        assert_close(function(preds[:, 1], wrong[:, 1], validate_args=False, **options), expected)
+    by_mass = {"n_bins": 4, "binning": "quantile"}
+    assert_close(
+        multilabel_calibration_error(preds, wrong, LABELS, validate_args=False, **by_mass, **options),
+        multilabel_calibration_error(probability, wrong, LABELS, ignore_index=-1, validate_args=False, **by_mass),
+    )
+
+
+def test_values_are_checked_unless_it_is_said_not_to():
+    preds, target = torch.rand(5, LABELS), torch.full((5, LABELS), 3)
+    calls = [
+        partial(function, preds[:, 0], target[:, 0]) for function in (*BINARY.values(), binary_brier_decomposition)
+    ]
+    calls += [partial(function, preds, target, LABELS) for function in (*MULTILABEL.values(), *BINNED)]
+    calls += [partial(call, binning="quantile") for call in calls if call.func is multilabel_calibration_error]
+    calls += [partial(kind().update, preds[:, 0], target[:, 0]) for kind in BINARY]
+    calls += [partial(kind(LABELS).update, preds, target) for kind in MULTILABEL]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^`target` has values outside"):
+            call()
+
+
+def test_what_is_unknown_may_have_any_score_and_weight():
+    preds, target = torch.tensor([0.2, 7.0, 0.9]), torch.tensor([0, -1, 1])
+    weight = torch.tensor([2.0, -1.0, 1.0])
+    found = binary_brier_score(preds, target, weight, from_logits=False, ignore_index=-1)
+    assert_close(found.item(), (2 * 0.04 + 0.01) / 3)
+    with pytest.raises(ValueError, match=r"^`weight` must be finite and at least 0"):
+        binary_brier_score(preds, target, -weight, from_logits=False, ignore_index=-1)
+
+
+def test_scores_a_little_above_1_are_logits_and_labels_may_be_true_or_false():
+    preds, target = torch.tensor([0.5, 1.5]), torch.tensor([False, True])
+    for function in BINARY.values():
+        assert_close(function(preds, target), function(torch.sigmoid(preds), target.long(), from_logits=False))
+
+
+def test_a_score_on_an_edge_belongs_to_the_bin_above():
+    for dtype in (torch.float32, torch.float64):
+        for bins in (10, 15):
+            edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[:-1].to(dtype)
+            preds = torch.cat([edges, edges + 0.01])
+            curve = binary_reliability_curve(preds, torch.ones_like(preds), n_bins=bins)
+            assert curve.count.tolist() == [[2] * bins]
+            parts = binary_brier_decomposition(preds, torch.ones_like(preds), n_bins=bins)
+            assert_close(parts.within_variance.item(), 0.005**2)
+
+
+@pytest.mark.parametrize("kind", [*BINARY, *MULTILABEL])
+def test_states_are_float64_sums_of_one_shape_from_the_start(kind):
+    several = kind in MULTILABEL
+    make = partial(kind, LABELS) if several else kind
+    part = batch() if several else batch(57, 0)
+    expected, fresh, seen = make()(*part), make(), make()
+    shapes = {name: (state.shape, state.dtype) for name, state in fresh.sums.items()}
+    seen.update(*part)
+    assert {name: (state.shape, state.dtype) for name, state in seen.sums.items()} == shapes
+    fresh.merge_state(seen)  # one that saw nothing
+    assert_close(fresh.compute(), expected)
+    function = (MULTILABEL if several else BINARY)[kind]
+    none = [t[:0] for t in part]
+    nothing = function(*none, LABELS) if several else function(*none)
+    if isinstance(nothing, torch.Tensor):
+        assert nothing.isnan() and nothing.dtype == torch.float64
+    if kind in AVERAGED:
+        each = function(*none, LABELS, average="none")
+        assert each.isnan().all() and each.shape == (LABELS,) and each.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", MULTILABEL)
+def test_what_an_update_makes_lies_where_the_scores_lie(kind):
+    part = batch()
+    expected = of(kind, part)
+    with torch.device("meta"):  # where a tensor lies that is made without saying where
+        assert_close(MULTILABEL[kind](*part, LABELS), expected)
+    metric = kind(LABELS)
+    metric.update(*part)
+    with torch.device("meta"):
+        metric.to(torch.bfloat16)
+    assert_close(metric.compute(), expected)
+
+
+def test_a_state_by_name_is_merged_like_a_metric():
+    parts = [batch(9), batch(7), batch(5)]
+    one, other = MultilabelBrierScore(LABELS), MultilabelBrierScore(LABELS)
+    one.update(*parts[0])
+    for part in parts[1:]:
+        other.update(*part)
+    stale = one.compute()
+    copies = [copy.deepcopy(one), copy.deepcopy(one)]
+    copies[0].merge_state(other)
+    copies[1].merge_state(other.metric_state)
+    for merged, updates in zip(copies, (3, 2), strict=True):
+        assert_close(merged.compute(), of(MultilabelBrierScore, *parts))
+        assert merged.compute() != stale and merged.update_count == updates  # a state by name counts as one
+    for metric in (MultilabelBrierScore(LABELS, from_logits=True), MultilabelBrierScore(2), MultilabelLogLoss(LABELS)):
+        with pytest.raises(ValueError, match=r"of this MultilabelBrierScore, .* Build both with the same options\.$"):
+            one.merge_state(metric.metric_state)
+
+
 def test_options_of_the_functions_are_checked_too():
     part = batch()
-    for function in (multilabel_brier_decomposition, multilabel_reliability_curve, multilabel_calibration_error):
+    for function in BINNED:
         with pytest.raises(ValueError, match="n_bins"):
             function(*part, LABELS, n_bins=0)
     for function in (binary_log_loss, binary_brier_score, binary_brier_decomposition, binary_reliability_curve):
@@ -251,8 +404,12 @@ def test_values_are_drawn_as_torchmetrics_does(kind):
     metric.update(*batch())
     _, ax = metric.plot()
     assert len(ax.get_lines()) >= LABELS
-    _, ax = metric.plot([metric(*batch()), metric(*batch())], plt.subplots()[1])
-    assert ax.get_title() or ax.get_ylabel()
+    own, values = plt.subplots()[1], [metric(*batch()), metric(*batch())]
+    _, ax = metric.plot(values, own)
+    assert ax is own and (ax.get_title() or ax.get_ylabel())
+    drawn = [list(line.get_ydata()) for line in ax.get_lines() if len(line.get_ydata()) == 2]
+    for of_label in zip(*(value.tolist() for value in values), strict=True):
+        assert pytest.approx(of_label) in drawn
     plt.close("all")
 
 
