@@ -360,6 +360,8 @@ def test_what_an_update_makes_lies_where_the_scores_lie(kind):
     expected = of(kind, part)
     with torch.device("meta"):  # where a tensor lies that is made without saying where
         assert_close(MULTILABEL[kind](*part, LABELS), expected)
+        if kind is MultilabelCalibrationError:
+            assert multilabel_calibration_error(*part, LABELS, binning="quantile").device.type == "cpu"
     metric = kind(LABELS)
     metric.update(*part)
     with torch.device("meta"):
