@@ -160,7 +160,7 @@ class LossProfile(SummedMetric):
         p_t = torch.sigmoid(torch.where(positive, part.logits, -part.logits))
         # One table of sides, hardness and sizes, whose margins are the two histograms: each sum is taken once.
         sizes = 1 if part.losses is None else _LOSS_BINS
-        place = (p_t * self.bins).nan_to_num_(0.0).int().clamp_(0, self.bins - 1) + self.bins * positive.int()
+        place = (p_t * self.bins).nan_to_num_(0.0).int().clamp_(max=self.bins - 1) + self.bins * positive.int()
         if part.losses is not None:
             place = place * sizes + _place_of_size(part.losses)
         sides, places = [~positive, positive], 2 * self.bins * sizes

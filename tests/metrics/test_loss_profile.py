@@ -95,6 +95,15 @@ def test_the_bins_begin_and_end_where_they_should():
     assert edges[0] == 0 and edges[-1] == torch.inf
     assert_close(edges[[1, 17, -2]].tolist(), [1e-9, 1e-8, 1e3])
     assert count[0] == 1 and count[-1] == 2 and count.sum() == 5  # e^-200 and the two beyond 1,000 nats
+    assert len(edges) == len(count) + 1
+    assert_close(edges[1:-1], torch.logspace(-9, 3, 193, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_a_target_of_one_half_is_a_negative():
+    result = profiled(BCEWithLogitsLoss(), (torch.tensor([-1.0, 1.0]), torch.full((2,), 0.5)), labels=1, bins=2)
+    assert result.hardness.count.tolist() == [[1, 1], [0, 0]]
+    assert_close(result.gradient[0].tolist(), [0.0, 0.0])
+    assert result.distribution.count.sum(1).tolist() == [2, 0]
 
 
 def test_the_cumulative_loss_is_that_of_sorted_elements():
@@ -212,6 +221,70 @@ def test_unknown_labels_count_nowhere():
     assert not any(part.isnan().any() for part in flat(probabilities))
 
 
+@pytest.mark.parametrize("loss", [FocalLoss(gamma=1.5), ZLPRLoss(), BCEWithLogitsLoss() + ZLPRLoss()], ids=type)
+def test_losses_and_gradients_carry_weight_and_mask(loss):
+    logits, target = batch()
+    weight, known = torch.rand(33, dtype=torch.float64), torch.rand(33, LABELS) > 0.3
+    x = logits.clone().requires_grad_()
+    loss.sums(x, target, weight, mask=known).loss.sum().backward()
+    losses, gradient = losses_and_gradients(loss, logits, target, weight, mask=known)
+    assert_close(gradient, x.grad)
+    assert gradient[~known].eq(0).all()
+    if losses is not None:
+        assert_close(losses, torch.where(known, weight[:, None] * loss.losses(logits, target), 0.0))
+
+
+class Level(BinaryLoss):
+    """The same for every element, whatever the logits."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
+
+    def elementwise(self, logits, target):
+        return self.level.expand(logits.shape).to(logits.dtype)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_what_ignores_the_logits_has_a_gradient_of_0(learnt):
+    level = torch.nn.Parameter(torch.tensor(2.0), requires_grad=learnt)
+    losses, gradient = losses_and_gradients(Level(level), *batch(7))
+    assert losses.eq(2).all() and gradient.shape == (7, LABELS) and gradient.eq(0).all()
+
+
+def test_a_single_number_is_a_batch_of_one():
+    x, y, w, known = torch.tensor(0.3), torch.tensor(1), torch.tensor(2.0), torch.tensor(True)
+    for arguments in ((x, y), (x, y, w)):
+        for options in ({}, {"mask": known}, {"mask": ~known}):
+            rows = [t[None] for t in arguments], {name: t[None] for name, t in options.items()}
+            one, expected = (LossProfile(BCEWithLogitsLoss()) for _ in range(2))
+            one.update(*arguments, **options)
+            expected.update(*rows[0], **rows[1])
+            assert_close(flat(one.compute()), flat(expected.compute()))
+            found = losses_and_gradients(BCEWithLogitsLoss(), *arguments, **options)
+            for part, of_rows in zip(
+                found, losses_and_gradients(BCEWithLogitsLoss(), *rows[0], **rows[1]), strict=True
+            ):
+                assert part.shape == () and part == of_rows[0]
+
+
+class Below(BinaryLoss):
+    """How far below the highest of its batch each one is, of which nothing has none."""
+
+    def elementwise(self, logits, target):
+        return logits.max() - logits
+
+
+@pytest.mark.parametrize("shape", [(0, LABELS), (5, LABELS, 0)])
+def test_a_batch_of_nothing_counts_nothing(shape):
+    logits, target = torch.zeros(shape, dtype=torch.float16), torch.zeros(shape)
+    for loss in (BCEWithLogitsLoss(), DiceLoss(), Below()):
+        assert profiled(loss, (logits, target)).hardness.count.sum() == 0
+        losses, gradient = losses_and_gradients(loss, logits, target)
+        assert gradient.shape == shape and gradient.dtype == torch.float32
+        assert losses is None if loss.per_element is False else losses.shape == shape
+
+
 def test_positions_belong_to_their_label():
     logits, target = 3 * torch.randn(5, LABELS, 2, 3), torch.randint(0, 2, (5, LABELS, 2, 3))
     rows = [t.movedim(1, -1).reshape(-1, LABELS) for t in (logits, target)]
@@ -220,11 +293,13 @@ def test_positions_belong_to_their_label():
 
 def test_a_constant_for_each_row_stays_with_its_row(monkeypatch):
     monkeypatch.setattr(summed, "CHUNK", 7)
-    logits, target = batch()
-    weight = torch.rand(33, 1)
-    passed = LossProfile(BCEWithLogitsLoss(), LABELS)
-    passed.update(logits, target, weight)
-    assert_close(flat(profiled(BCEWithLogitsLoss(weight=weight), (logits, target))), flat(passed.compute()))
+    for rows in (2, 33):
+        logits, target = batch(rows, 33)  # of which a piece holds one row
+        weight = torch.rand(rows, 1)
+        passed = LossProfile(BCEWithLogitsLoss(), 33)
+        passed.update(logits, target, weight)
+        constant = profiled(BCEWithLogitsLoss(weight=weight), (logits, target), labels=33)
+        assert_close(flat(constant), flat(passed.compute()))
 
 
 def test_one_row_beside_many_is_not_one_value_for_all(monkeypatch):
@@ -235,6 +310,23 @@ def test_one_row_beside_many_is_not_one_value_for_all(monkeypatch):
         losses_and_gradients(BCEWithLogitsLoss(), logits, target, weight)[0],
         BCEWithLogitsLoss().losses(logits, target, weight),
     )
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_large_batch_is_asked_in_pieces_unless_its_samples_are_coupled(coupled, monkeypatch):
+    monkeypatch.setattr(summed, "CHUNK", 7)
+    rows = []
+
+    class Asked(Noisy):
+        couples_samples = coupled
+
+        def elementwise(self, logits, target):
+            rows.append(len(logits))
+            return (logits - target).square()
+
+    losses, _ = losses_and_gradients(Asked(), *batch())
+    assert losses.shape == (33, LABELS)
+    assert rows == ([33] if coupled else [9, 9, 9, 6])  # the most that fit into four times 7 elements
 
 
 @pytest.mark.skipif(reason_against("cpu") is not None, reason=str(reason_against("cpu")))
@@ -265,17 +357,25 @@ def test_update_never_waits_for_the_device():
     logits, target = (t.to("meta") for t in batch(dtype=torch.float32))
     profile.update(logits, target, mask=torch.ones(33, dtype=torch.bool, device="meta"))
     assert profile.count.is_meta
+    result = profile.compute()
+    assert result.hardness.edges.is_meta and result.distribution.edges.is_meta
 
 
 def test_what_cannot_be_profiled_is_refused():
-    with pytest.raises(TypeError, match="a BinaryLoss was expected"):
-        LossProfile(torch.nn.BCEWithLogitsLoss())
+    with pytest.raises(TypeError, match="`loss` is Linear; a BinaryLoss was expected"):
+        LossProfile(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="`num_labels`"):
+        LossProfile(BCEWithLogitsLoss(), 0)
+    with pytest.raises(ValueError, match="`bins`"):
+        LossProfile(BCEWithLogitsLoss(), bins=0)
     with pytest.raises(ValueError, match="`bins` is 3; an even number"):
         LossProfile(BCEWithLogitsLoss(), bins=3)
     with pytest.raises(ValueError, match="3 label"):
         profiled(BCEWithLogitsLoss(), batch(), labels=2)
     with pytest.raises(ValueError, match="`mask` has shape"):
         LossProfile(BCEWithLogitsLoss(), LABELS).update(*batch(), mask=torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="`weight` has shape"):
+        LossProfile(BCEWithLogitsLoss(), LABELS).update(*batch(), torch.ones(2))
     with pytest.raises(ValueError, match="not the same quantity"):
         LossProfile(FocalLoss()).merge_state(LossProfile(BCEWithLogitsLoss()))
 
@@ -290,4 +390,31 @@ def test_the_plot_says_what_it_shows():
     assert profile.plot(ax=ax)[0] is figure
     import matplotlib.pyplot as plt
 
+    plt.close(figure)
+
+
+def test_the_plot_shows_the_share_of_each_bin():
+    pytest.importorskip("matplotlib").use("agg")
+    import matplotlib.pyplot as plt
+
+    profile = LossProfile(FocalLoss(), LABELS, bins=4)
+    profile.update(*batch())
+    shown = profile.compute()
+    profile.update(*batch())  # what is drawn is what was given
+    figure, ax = plt.subplots()
+    ax.set(xlim=(-9, 9), ylim=(-9, 90))
+    assert profile.plot(shown, ax) == (figure, ax)
+    curves, (middle,) = ax.patches, ax.get_lines()
+    assert [curve.get_label() for curve in curves] == ["examples", "loss", "gradient"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["examples", "loss", "gradient"]
+    for curve, part in zip(curves, shown.hardness[1:], strict=True):
+        values, edges, _ = curve.get_data()
+        assert edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
+        assert_close(values.tolist(), (100 * part.double().sum(0) / part.sum()).tolist())
+        assert sum(values) == pytest.approx(100)
+    assert (ax.get_title(), ax.get_xlim(), ax.get_ylim()) == ("FocalLoss", (0, 1), (0, 90))
+    # In print without colours the curves are told apart too, and from the line that parts hard from easy.
+    assert len({str(curve.get_linestyle()) for curve in curves}) == 3
+    assert list(middle.get_xdata()) == [0.5, 0.5] and middle.get_color() == "0.7"
+    assert all(middle.get_zorder() < c.get_zorder() and middle.get_linewidth() < c.get_linewidth() for c in curves)
     plt.close(figure)
