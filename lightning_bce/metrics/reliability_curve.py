@@ -289,7 +289,7 @@ def wilson_interval(positive: Tensor, count: Tensor, confidence: float = 0.95) -
     middle = p + z**2 / (2 * n)
     half = z * (p * (1 - p) / n + z**2 / (4 * n**2)).sqrt()
     low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return low.clamp(0, 1), high.clamp(0, 1)
+    return low.clamp(min=0), high.clamp(max=1)  # at a share of 0 or 1 they round to beyond it
 
 
 def reliability_sums(reading: Reading, preds: Tensor, target: Tensor, edges: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 from torch.testing import assert_close
 from torchmetrics.functional.classification import binary_calibration_error
@@ -12,6 +13,7 @@ from lightning_bce.metrics import (
     binary_brier_decomposition,
     binary_reliability_curve,
     multilabel_calibration_error,
+    multilabel_reliability_curve,
     wilson_interval,
 )
 
@@ -111,34 +113,117 @@ def test_the_curve_holds_sums_of_bins():
     assert curve.positive.tolist() == [[1, 0, 0.5, 2]]
 
 
-def test_wilsons_interval_solves_its_equation():
-    count = torch.tensor([1, 7, 33, 257])
-    for positive in (torch.zeros(4), count // 3, count):
-        low, high = wilson_interval(positive, count, 0.9)
-        z = 1.6448536269514722
-        for end in (low, high):
-            share = positive / count
-            inside = (end > 0) & (end < 1)
-            assert_close(
-                ((share - end).abs())[inside], (z * (end * (1 - end) / count).sqrt())[inside], check_dtype=False
-            )
-        assert ((low <= share + 1e-12) & (share <= high + 1e-12) & (low < high)).all()
-    with pytest.raises(ValueError, match="`confidence`"):
-        wilson_interval(count, count, 1.0)
+def test_the_options_of_a_curve_arrive():
+    inside, wrong = torch.tensor([0.2, 0.9]), torch.tensor([0.0, 2.0])
+    shapes = {1: lambda t: t, 2: lambda t: t[:, None]}
+    functions = {1: binary_reliability_curve, 2: lambda *a, **o: multilabel_reliability_curve(*a, 1, **o)}
+    classes = {1: BinaryReliabilityCurve, 2: lambda **o: MultilabelReliabilityCurve(1, **o)}
+    for kind, shape in shapes.items():
+        for compute in (functions[kind], lambda *a, kind=kind, **o: classes[kind](**o)(*a)):  # a function and a class
+            preds, target = shape(inside), shape(wrong)
+            assert compute(preds, target - 1, n_bins=2, ignore_index=-1).count.tolist() == [[0, 1]]
+            logits = compute(preds, target / 2, n_bins=2, from_logits=True)
+            assert logits.count.tolist() == [[0, 2]]  # logits above 0, which could be probabilities
+            assert_close(logits.probability[0, 1].item(), inside.sigmoid().sum().item())
+            with pytest.raises(ValueError, match="outside"):
+                compute(preds, target)
+            assert compute(preds, target, n_bins=2, validate_args=False).positive.tolist() == [[0, 2]]
+            with pytest.raises(ValueError, match="`n_bins` is 0"):
+                compute(preds, target, n_bins=0)
+            assert len(compute(preds, target / 2).edges) == 16
+        assert classes[kind](dist_sync_on_step=True).dist_sync_on_step
+        with pytest.raises(ValueError, match="not the same quantity"):
+            classes[kind]().merge_state(classes[kind](from_logits=True))
 
 
-def test_the_plot_shows_the_curve_and_its_counts():
+def test_a_curve_of_nothing_has_its_shape_and_takes_others():
+    assert binary_reliability_curve(torch.rand(3), torch.ones(3), n_bins=1).count.tolist() == [[3]]
+    nothing = multilabel_reliability_curve(torch.zeros(0, 3), torch.zeros(0, 3), 3, n_bins=4)
+    for part, dtype in zip(nothing[1:], (torch.int64, torch.float64, torch.float64), strict=True):
+        assert part.shape == (3, 4) and part.dtype == dtype and part.eq(0).all()
+    seen = MultilabelReliabilityCurve(3, n_bins=4)
+    seen.update(torch.rand(9, 3), torch.randint(0, 2, (9, 3)))
+    fresh = MultilabelReliabilityCurve(3, n_bins=4)
+    fresh.merge_state(seen)
+    assert_close(tuple(fresh.compute()), tuple(seen.compute()))
+
+
+def test_a_curve_stays_on_its_device():
+    part = torch.rand(9, 3, device="meta"), torch.ones(9, 3, device="meta")  # whose tensors have no value
+    metric = MultilabelReliabilityCurve(3, validate_args=False).to("meta")
+    for curve in (metric(*part), multilabel_reliability_curve(*part, 3, validate_args=False)):
+        assert all(values.is_meta for values in curve)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_wilsons_interval_is_that_of_scipy(confidence):
+    counts = [(k, n) for n in (1, 2, 7, 33, 257) for k in {0, 1, n // 3, n}]
+    low, high = wilson_interval(*torch.tensor(counts).T, confidence)
+    exact = [scipy.stats.binomtest(k, n).proportion_ci(confidence, method="wilson") for k, n in counts]
+    assert_close(low.tolist(), [e.low for e in exact], rtol=1e-12, atol=1e-15)
+    assert_close(high.tolist(), [e.high for e in exact], rtol=1e-12, atol=1e-15)
+    if confidence == 0.95:
+        assert_close(wilson_interval(*torch.tensor(counts).T), (low, high), rtol=0, atol=0)
+
+
+def test_wilsons_interval_stays_within_0_and_1():
+    count = torch.arange(1, 2000)
+    assert wilson_interval(torch.zeros(1999), count)[0].min() >= 0
+    assert wilson_interval(count, count)[1].max() <= 1
+    for confidence in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="`confidence`"):
+            wilson_interval(count, count, confidence)
+
+
+def test_the_plot_shows_the_curve_with_its_intervals_and_counts():
     pytest.importorskip("matplotlib").use("agg")
     import matplotlib.pyplot as plt
 
-    preds = torch.rand(257, 3)
-    several, one = MultilabelReliabilityCurve(3), BinaryReliabilityCurve()
-    several.update(preds, (torch.rand(257, 3) < preds).long())
-    one.update(preds[:, 0], torch.ones(257))
-    for metric, options in ((several, {}), (several, {"label": 2}), (one, {"confidence": 0.5})):
-        figure, ax = metric.plot(**options)
-        assert (ax.get_ylabel(), ax.get_xlim()) == ("share of positives", (0, 1))
-        names = [other.get_xlabel() for parent in figure.axes for other in [parent, *parent.child_axes]]
-        assert "predicted probability" in names
+    several = MultilabelReliabilityCurve(2, n_bins=3)
+    several.update(torch.tensor([[0.1, 0.5], [0.2, 0.6], [0.3, 0.6]]), torch.tensor([[0, 1], [0, 1], [1, 0]]))
+    shown = several.compute()
+    several.update(torch.rand(9, 2), torch.ones(9, 2))  # what is drawn is what was given
+    one = BinaryReliabilityCurve(n_bins=3)
+    one.update(torch.tensor([0.9]), torch.tensor([1]))
+    for metric, arguments, options, title, share, count, of in (
+        (several, [shown], {}, "Reliability", {0.2: 1 / 3, 1.7 / 3: 2 / 3}, [3, 3, 0], [3, 3]),
+        (several, [shown], {"label": 1}, "Reliability of label 1", {1.7 / 3: 2 / 3}, [0, 3, 0], [3]),
+        (one, [], {"confidence": 0.5}, "Reliability", {0.9: 1.0}, [0, 0, 1], [1]),
+    ):
+        figure, place = plt.subplots()
+        found, upper = metric.plot(*arguments, ax=place, **options)
         figure.canvas.draw()
+        assert found is figure and [upper] == [child for child in place.child_axes if child.get_ylabel()[0] == "s"]
+        (below,) = (child for child in place.child_axes if child is not upper)
+        assert (upper.get_title(), upper.get_ylabel()) == (title, "share of positives")
+        assert (below.get_xlabel(), below.get_ylabel()) == ("predicted probability", "elements")
+        assert upper.get_xlim() == below.get_xlim() == upper.get_ylim() == (0, 1)
+
+        # The counts are below the curve, both within the place that was given, and its numbers stand there only once.
+        outer, high, low = (a.get_position() for a in (place, upper, below))
+        assert outer.y0 <= low.y0 < low.y1 < high.y0 < high.y1 <= outer.y1 + 1e-9
+        for inner in (high, low):
+            assert (inner.x0, inner.x1) == pytest.approx((outer.x0, outer.x1))
+        assert not any(text.get_text() for text in upper.get_xticklabels())
+
+        (bars,) = below.patches
+        assert bars.get_data()[0].tolist() == count and bars.get_fill()
+        assert_close(bars.get_data()[1].tolist(), [0.0, 1 / 3, 2 / 3, 1.0])
+        assert below.get_yscale() == "log" and below.get_ylim()[0] == 0.5  # where one element is seen
+
+        ((points, caps, (intervals,)),) = upper.containers
+        assert_close(points.get_xydata().tolist(), [list(point) for point in share.items()], rtol=1e-6, atol=0)
+        assert points.get_marker() == "o" and len(caps) == 2
+        ends = [segment[:, 1].tolist() for segment in intervals.get_segments()]
+        seen = torch.tensor([round(s * n) for s, n in zip(share.values(), of, strict=True)]), torch.tensor(of)
+        expected = torch.stack(wilson_interval(*seen, options.get("confidence", 0.95)), -1)
+        assert_close(ends, expected.tolist())
+
+        perfect = next(line for line in upper.get_lines() if line.get_label() == "perfect")
+        assert perfect.get_xydata().tolist() == [[0, 0], [1, 1]] and perfect.get_color() == "0.6"
+        assert perfect.get_linestyle() != points.get_linestyle()
+        assert perfect.get_linewidth() < points.get_linewidth()
+        percent = "50" if options.get("confidence") else "95"
+        named = [text.get_text() for text in upper.get_legend().get_texts()]
+        assert named == ["perfect", f"observed, {percent} % interval"]
         plt.close(figure)
