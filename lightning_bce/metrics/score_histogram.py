@@ -122,6 +122,7 @@ class ScoreHistogram(SummedMetric):
         check_shapes(logits, target)
         if logits.ndim == 0:
             logits, target = logits[None], target[None]
+            mask = mask[None] if mask is not None and mask.ndim == 0 else mask
         labels = 1 if logits.ndim < 2 else logits.shape[1]
         if labels != self.num_labels:
             raise ValueError(
@@ -139,8 +140,8 @@ class ScoreHistogram(SummedMetric):
         self.threshold = self.threshold.to(logits.device)
         for part in chunks(logits.numel(), len(logits), logits.detach(), target, known):
             x, y, k = part
-            if x is not None and y is not None and x.numel():
-                self._file(full_precision(x), y, k)
+            assert x is not None and y is not None
+            self._file(full_precision(x), y, k)
 
     def _file(self, logits: Tensor, target: Tensor, known: Tensor | None) -> None:
         positive = target > 0.5
@@ -149,7 +150,7 @@ class ScoreHistogram(SummedMetric):
             known = labelled if known is None else labelled & known
         # Scaled first: a tiny logit plus the limit would be rounded to it.
         place = (logits * (self.bins / (2 * self.limit))).floor_().add_(self.bins // 2 + 1)
-        place = place.nan_to_num_(0.0, self.bins + 1, 0).clamp_(0, self.bins + 1).long()
+        place = place.nan_to_num_(0.0).clamp_(0, self.bins + 1).long()
         label = per_label("labels", torch.arange(self.num_labels, device=logits.device), logits)
         place += (2 * label + positive) * (self.bins + 2)
         ones = torch.ones_like(place) if known is None else known.expand(place.shape).long()
