@@ -319,7 +319,7 @@ def _in_pieces(
     """Yield a batch with its losses and gradients in pieces, or whole where samples are coupled."""
     if logits.ndim == 0:
         logits, target = logits[None], target[None]
-        weight, mask = (None if t is None else t.reshape(1) for t in (weight, mask))
+        weight, mask = (t[None] if t is not None and t.ndim == 0 else t for t in (weight, mask))
     # In their final shapes before the cut, in which a single row could be taken for one value for all.
     weight = None if weight is None else fit_weight("weight", weight, logits)
     mask = None if mask is None else fit_weight("mask", mask, logits)

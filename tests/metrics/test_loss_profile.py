@@ -376,6 +376,8 @@ def test_what_cannot_be_profiled_is_refused():
         LossProfile(BCEWithLogitsLoss(), LABELS).update(*batch(), mask=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="`weight` has shape"):
         LossProfile(BCEWithLogitsLoss(), LABELS).update(*batch(), torch.ones(2))
+    with pytest.raises(ValueError, match="`weight` has shape"):
+        losses_and_gradients(BCEWithLogitsLoss(), torch.tensor(0.3), torch.tensor(1), torch.ones(2))
     with pytest.raises(ValueError, match="not the same quantity"):
         LossProfile(FocalLoss()).merge_state(LossProfile(BCEWithLogitsLoss()))
 
