@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ class LabelCounts:
         """Return the counts of a batch, or of a whole set.
 
         Args:
-            target: Labels in [0, 1], (N,), (N, C) or (N, C, ...). NaN is unknown.
+            target: Labels in [0, 1], (N,), (N, C) or (N, C, ...), or a single one. NaN is unknown.
             weight: How often each counts: (N,), or the shape of ``target`` with ones where it repeats.
             mask: True where the label is known, in a shape that ``weight`` may have.
 
@@ -66,7 +67,7 @@ class LabelCounts:
         if mask is not None:
             known = known & fit_weight("mask", mask.detach().cpu(), labels)
         check_target_values(labels, known)
-        factors = torch.ones(1, dtype=torch.float64)
+        factors = labels.new_ones(())
         if weight is not None:
             check_factor("weight", weight)
             factors = fit_weight("weight", weight.detach().cpu().double(), labels)
@@ -74,7 +75,7 @@ class LabelCounts:
         labels = torch.where(known, labels, 0.0)
         shape = (*labels.shape, 1, 1)[:2]
         positives, negatives, total = (
-            part.reshape(*shape, -1 if part.numel() else 1).sum((0, 2))
+            part.reshape(*shape, math.prod(labels.shape[2:])).sum((0, 2))
             for part in (counted * labels, counted * (1 - labels), known.double())
         )
         return cls(positives, negatives, total, max(0, labels.ndim - 2))
@@ -112,7 +113,9 @@ class LabelCounts:
         """Positives of each label, (C,) in float64, of :attr:`total`."""
         weight = self._positive + self._negative
         # Of a label of which nothing is known, half of one. Without weights the factor is 1, and the count as it was.
-        return torch.where(weight > 0, self._positive * (self.total / torch.where(weight > 0, weight, 1.0)), 0.5)
+        of_weight = self._positive * (self.total / torch.where(weight > 0, weight, 1.0))
+        # Of a label that always occurs, rounding may make the last digit one more than there are.
+        return torch.where(weight > 0, of_weight.minimum(self.total), 0.5)
 
     @property
     def prior(self) -> Tensor:

@@ -84,6 +84,39 @@ def test_labels_are_in_dimension_one(shape):
     assert counts.total.tolist() == [float(len(by_label))] * counts.num_labels
 
 
+def test_a_single_label_is_a_sample_and_empty_sets_have_their_labels():
+    assert LabelCounts.of(torch.tensor(1.0), torch.tensor(0.3)).plain() == {
+        "positives": [pytest.approx(0.3)],
+        "negatives": [0.0],
+        "known": [1.0],
+        "positions": 0,
+    }
+    for shape, num_labels in (((0,), 1), ((0, 3), 3), ((7, 3, 0), 3), ((0, 3, 5), 3)):
+        counts = LabelCounts.of(torch.zeros(shape))
+        assert counts.plain()["known"] == [0.0] * num_labels
+        assert counts.prior.tolist() == [0.5] * num_labels
+
+
+def test_the_positions_behind_the_labels_are_remembered():
+    masks = LabelCounts.of(labels(7, 3, 5, 5))
+    assert [LabelCounts.of(labels(*shape)).positions for shape in ((7,), (7, 3), (7, 3, 5))] == [0, 0, 1]
+    assert masks.positions == (masks + masks).positions == LabelCounts.from_plain(masks.plain()).positions == 2
+    assert LabelCounts(1, 3).positions == 0
+
+
+def test_counts_are_float64_whatever_they_are_given_as():
+    for given in ([4, 5], torch.tensor([4, 5]), torch.tensor([4.0, 5.0])):
+        counts = LabelCounts(given, given, given)
+        assert counts.total.dtype == counts.positives.dtype == counts.prior.dtype == torch.float64
+
+
+def test_a_label_that_always_occurs_has_as_many_positives_as_there_are():
+    assert 0.3 * (7 / 0.3) > 7  # so that this test can fail
+    counts = LabelCounts(0.3, 0, known=7)
+    assert counts.positives.tolist() == counts.total.tolist() == [7.0]
+    assert BCEWithLogitsLoss(pos_weight="auto").resolve(counts) == {"pos_weight": 1 / 13}
+
+
 def test_a_target_that_is_no_label_is_refused():
     with pytest.raises(ValueError, match=r"-1 \(2 times\)"):
         LabelCounts.of(torch.tensor([0.0, 1.0, -1.0, -1.0]))
