@@ -165,6 +165,22 @@ def test_a_resolved_loss_is_the_one_made_with_the_numbers(cls, auto, given):
     assert loss.unresolved == () and loss.resolve(COUNTS) == {}
 
 
+def test_a_rule_without_options_has_those_of_its_docstring():
+    effective = (1 - 0.999 ** (TOTAL - POSITIVES)) / (1 - 0.999**POSITIVES)
+    for options, expected in (({}, effective), ({"cap": 2.0}, effective.clamp(max=2.0))):
+        rule = {"rule": "effective_number", **options}
+        found = BCEWithLogitsLoss(pos_weight=rule).resolve(COUNTS)["pos_weight"]
+        assert_close(torch.tensor(found).double(), expected)
+    assert effective.max() > 2  # or a cap would not be seen
+    found = BCEWithLogitsLoss(class_weight="effective_number").resolve(COUNTS)["class_weight"]
+    assert_close(torch.tensor(found).double(), effective_number_weight(POSITIVES, beta=0.999))
+
+
+def test_the_total_may_be_named_where_the_counts_are_counted():
+    loss = DistributionBalancedLoss(counts="auto", total="auto")
+    assert loss.resolve(COUNTS) == DistributionBalancedLoss(counts="auto").resolve(COUNTS)
+
+
 @NAMED
 def test_a_resolved_loss_is_written_down_in_numbers_for_generations(cls, auto, given):
     loss = cls(**auto)
@@ -268,22 +284,50 @@ def test_the_numbers_come_to_where_the_loss_has_moved(cls, argument):
     ("make", "message"),
     [
         (lambda: BCEWithLogitsLoss(pos_weight="autom"), "'autom'; a number, a list of numbers, or a rule"),
+        (
+            lambda: BCEWithLogitsLoss(pos_weight="n"),
+            "'auto', 'ratio', 'sqrt', 'effective_number', or {'rule': name, ...}",
+        ),
+        (
+            lambda: BCEWithLogitsLoss(pos_weight={"rule": "ratio", "gamma": 1, "beta": 1}),
+            r"with beta, gamma; its options are: power, cap\.$",
+        ),
         (lambda: BCEWithLogitsLoss(pos_weight={"rule": "sqrt", "power": 1}), "its options are: cap"),
         (lambda: BCEWithLogitsLoss(pos_weight={"rule": "ratio", "power": -1}), "`power` is -1"),
         (lambda: FocalLoss(alpha={"rule": "ratio", "cap": 0}), "`cap` is 0"),
         (lambda: FocalLoss(alpha={"power": 1}), "a rule was expected"),
         (lambda: FocalLoss(alpha=[0.5, 1.5]), "`alpha` is 1.5"),
         (lambda: DiceLoss(class_weight={"rule": "effective_number", "beta": 1}), "`beta` is 1"),
-        (lambda: LogitAdjustedLoss(prior="ratio"), "'frequency'"),
+        (lambda: LogitAdjustedLoss(prior="ratio"), r"was expected: 'auto', 'frequency'\.$"),
+        (lambda: LogitAdjustedLoss(prior={"rule": "frequency", "cap": 1}), r"with cap; its options are: none\.$"),
+        (lambda: DistributionBalancedLoss(counts="auto", total="ratio"), "`total` is 'ratio'"),
+        (lambda: DistributionBalancedLoss(counts=7, total="auto"), "`total` is auto and `counts` is given"),
         (lambda: DistributionBalancedLoss(counts="auto", total=7), "leave `total` out"),
-        (lambda: DistributionBalancedLoss(counts=7), "counts='auto'"),
-        (lambda: BCEWithLogitsLoss(class_weight="auto").resolve(LabelCounts(1, 9)), "without effect"),
+        (lambda: DistributionBalancedLoss(counts=7), r"or give counts='auto'\.$"),
+        (
+            lambda: BCEWithLogitsLoss(class_weight="auto").resolve(LabelCounts(1, 9)),
+            r"effect. To lift its positives use `pos_",
+        ),
         (lambda: FocalLoss(alpha={"rule": "effective_number", "cap": -1}), "`cap` is -1"),
         (lambda: BCEWithLogitsLoss(pos_weight={"rule": "effective_number", "cap": float("nan")}), "`cap` is nan"),
         (lambda: BCEWithLogitsLoss(pos_weight={"rule": "effective_number", "cap": 0}), "`cap` is 0"),
-        (lambda: LabelCounts([1, 2], [3]), r"shape \(2,\)"),
-        (lambda: LabelCounts([1, 2], [3, 4], [10]), r"`known` has shape \(1,\)"),
-        (lambda: LabelCounts([1, 2], [3, 4]) + LabelCounts(1, 2), r"of 2 and of 1 label"),
+        (lambda: LabelCounts([1, 2], [3]), r"^`positives` has shape \(2,\), `negatives` has shape \(1,\); one number"),
+        (lambda: LabelCounts([1, 2], [3, 4], [10]), r"`negatives` has shape \(2,\), `known` has shape \(1,\)"),
+        (lambda: LabelCounts([[1, 2]], [[3, 4]]), r"shape \(1, 2\)"),
+        (lambda: LabelCounts([], []), r"shape \(0,\)"),
+        (lambda: LabelCounts(-1, 2), "`positives` must be"),
+        (lambda: LabelCounts(1, [NAN]), "`negatives` must be"),
+        (lambda: LabelCounts(1, 2, -3), "`known` must be"),
+        (
+            lambda: LabelCounts([1, 2], [3, 4]) + LabelCounts(1, 2),
+            r"of 2 and of 1 label.*of the same labels were expected\.$",
+        ),
+        (lambda: LabelCounts.of(labels(7, 3), -torch.ones(7)), "`weight` must be"),
+        (lambda: LabelCounts.of(labels(7, 3), torch.ones(3)), r"`weight` has shape \(3,\).*`weight\[None\]`"),
+        (
+            lambda: LabelCounts.of(labels(7, 3), mask=torch.ones(3, dtype=torch.bool)),
+            r"`mask` has shape .*`mask\[None\]`",
+        ),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused(make, message):
