@@ -101,6 +101,12 @@ def test_a_margin_that_is_kept_leaves_the_spread():
     assert auc_margin_loss(torch.tensor([90.0, 90.0, -90.0]), torch.tensor([1, 1, 0])) == pytest.approx(0, abs=1e-30)
 
 
+def test_a_label_of_one_half_is_a_negative():
+    logits = torch.randn(1, 5)
+    soft, hard = torch.tensor([[0.51, 0.5, 0.5, 0.3, 1.0]]), torch.tensor([[1, 0, 0, 0, 1]])
+    assert_close(auc_margin_loss(logits, soft), auc_margin_loss(logits, hard), rtol=0, atol=0)
+
+
 def test_turning_both_sides_changes_nothing():
     logits, target = (t.T for t in a_batch())
     a, b, alpha = torch.rand(3, 3, dtype=torch.float64)
@@ -289,6 +295,12 @@ def test_in_a_run_of_half_precision_a_small_step_is_not_lost():
     assert 1e-3 < 0.7 - classifier.loss.a.item() < 5e-3  # three steps of 1e-3; in bfloat16 each would be 4e-3 or none
 
 
+def test_a_move_takes_them_along_where_a_cast_leaves_them():
+    for loss in (AUCMarginLoss().to("meta", torch.bfloat16), AUCMarginLoss().half().to("meta")):
+        for parameter in loss.parameters():
+            assert (parameter.device.type, parameter.dtype, parameter.shape) == ("meta", torch.float32, (1,))
+
+
 def test_they_are_made_in_float32_whatever_the_default():
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -389,9 +401,12 @@ def test_an_output_with_another_number_of_labels_is_refused_with_the_remedy():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_variable_of_another_shape_is_refused(name):
     for shape in ((2,), (7,), (3, 1)):
-        with pytest.raises(ValueError, match=f"`{name}` has shape"):
+        with pytest.raises(ValueError, match=rf"`{name}` has shape .* shape \(3,\); one .* was expected\.$"):
             auc_margin_loss(torch.zeros(3, 7), torch.zeros(3, 7), **{name: torch.zeros(shape)})
     auc_margin_loss(torch.zeros(3, 7), torch.zeros(3, 7), **{name: torch.tensor(0.5)})
+    auc_margin_loss(torch.zeros(2, 3, 7), torch.zeros(2, 3, 7), **{name: torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r"rows of shape \(2, 3\)"):
+        auc_margin_loss(torch.zeros(2, 3, 7), torch.zeros(2, 3, 7), **{name: torch.zeros(2, 3, 7)})
 
 
 @pytest.mark.parametrize(

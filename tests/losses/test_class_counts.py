@@ -29,6 +29,7 @@ def test_pos_weight_is_the_power_of_the_odds_and_capped(power):
     expected = torch.tensor([((1000 - n) / n) ** power for n in COUNTS], dtype=torch.float64)
     assert_close(pos_weight_from_counts(COUNTS, 1000, power=power), expected)
     assert_close(pos_weight_from_counts(COUNTS, 1000, power=power, cap=3.0), expected.clamp(max=3.0))
+    assert_close(pos_weight_from_counts(COUNTS, 1000, power=power, cap=0.5), expected.clamp(max=0.5))
     each = pos_weight_from_counts(COUNTS, [1000] * 5, power=power)
     assert_close(each, expected)
 
@@ -113,5 +114,5 @@ def test_impossible_options_are_refused(wrong):
             call(wrong)
     with pytest.raises(ValueError, match="inverse_frequency_weight"):
         effective_number_weight([1], beta=1.0)
-    with pytest.raises(ValueError, match="`cap` is 0"):
+    with pytest.raises(ValueError, match=r"^`cap` is 0, .* give a number above 0, or None\.$"):
         pos_weight_from_counts([1], 2, cap=0)

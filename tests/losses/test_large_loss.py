@@ -93,6 +93,13 @@ def test_a_rounding_error_takes_out_no_further_one():
         assert (losses == 0).sum() == 3 * size // 10
 
 
+@pytest.mark.parametrize("size", [50, 90, 100, 170])
+def test_a_share_keeps_its_digits_in_a_batch_of_float32(size):
+    assert torch.tensor(0.3) * size > 0.3 * size  # so that this test can fail
+    losses = large_loss_bce(torch.randn(size), torch.zeros(size), 0.3)
+    assert (losses == 0).sum() == 3 * size // 10
+
+
 def test_only_known_zeros_are_counted_and_taken_out():
     logits = torch.tensor([9.0, 8.0, 7.0, 6.0, 1.0, 0.0])
     target = torch.tensor([1.0, 0.5, 1e-6, 0.0, 0.0, 0.0])
@@ -352,7 +359,7 @@ def test_impossible_options_are_refused(name, values):
         with pytest.raises((ValueError, TypeError), match=f"`{name}` is"):
             LargeLossBCELoss(**{name: value})
     if name == "strategy":
-        with pytest.raises(ValueError, match="`strategy` is 'drop'"):
+        with pytest.raises(ValueError, match=r"`strategy` is 'drop'; expected one of reject, correct\.$"):
             large_loss_bce(torch.zeros(2), torch.zeros(2), 0.1, strategy="drop")
 
 

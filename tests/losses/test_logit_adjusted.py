@@ -35,6 +35,13 @@ def test_a_second_implementation_gives_the_same():  # plain Python, sides writte
     assert loss.item() == pytest.approx(total / 6, rel=1e-14)
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.5, 2.0])
+def test_the_module_has_the_strength_that_it_was_given(tau):
+    logits, target = torch.randn(7, 3), torch.rand(7, 3)
+    losses = LogitAdjustedLoss(prior=PRIOR, tau=tau, reduction="none")(logits, target)
+    assert_close(losses, logit_adjusted_bce(logits, target, prior=PRIOR, tau=tau))
+
+
 @pytest.mark.parametrize("option", [{"prior": 0.5}, {"prior": [0.5] * 3, "tau": 2.0}, {"prior": PRIOR, "tau": 0.0}])
 def test_with_even_priors_or_no_strength_it_is_bce(option):
     logits, target = 9 * torch.randn(33, 3), torch.rand(33, 3)

@@ -31,8 +31,9 @@ def test_without_a_margin_it_is_bce():
     assert_close(
         margin_bce(logits, target, counts=COUNTS, max_margin=0), bce_with_logits(logits, target), rtol=0, atol=0
     )
-    scaled = margin_bce(logits, target, counts=COUNTS, max_margin=0, scale=4.0)
-    assert_close(scaled, bce_with_logits(4 * logits, target), rtol=0, atol=0)
+    for scale in (0.25, 4.0):
+        scaled = margin_bce(logits, target, counts=COUNTS, max_margin=0, scale=scale)
+        assert_close(scaled, bce_with_logits(scale * logits, target), rtol=0, atol=0)
 
 
 def test_negatives_have_no_margin():
@@ -46,10 +47,11 @@ def test_negatives_have_no_margin():
 
 
 def test_the_margin_falls_with_the_fourth_root_and_the_rarest_label_has_the_largest():
-    counts = [7.0, 7.0 * 16, 7.0 * 81]
-    zero_loss = margin_bce(torch.zeros(1, 3).double(), torch.ones(1, 3), counts=counts, max_margin=0.6)
     expected = torch.nn.functional.softplus(torch.tensor([[0.6, 0.3, 0.2]]).double())
-    assert_close(zero_loss, expected)
+    for rarest in (0.5, 1, 7):
+        counts = [rarest, rarest * 16, rarest * 81]
+        zero_loss = margin_bce(torch.zeros(1, 3).double(), torch.ones(1, 3), counts=counts, max_margin=0.6)
+        assert_close(zero_loss, expected)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
@@ -137,6 +139,11 @@ def test_impossible_arguments_are_refused(name, values):
         ):
             with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
                 call()
+
+
+def test_a_scale_of_zero_is_told_why():
+    with pytest.raises(ValueError, match=r"^`scale` is 0, at which nothing is learnt; it must be above 0"):
+        MarginBCELoss(counts=7, scale=0)
 
 
 def test_the_number_of_counts_is_that_of_the_labels():

@@ -52,7 +52,7 @@ def test_the_module_takes_what_is_known_from_mask_and_mark(factor, how):
     assert sums.weight.sum() == known.sum()
 
 
-@pytest.mark.parametrize("shape", [(7,), (7, 3), (7, 3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 3), (7, 3, 5)], ids=str)
 def test_with_everything_known_it_is_bce(shape):
     logits, target = 9 * torch.randn(shape), torch.rand(shape)
     expected = bce_with_logits(logits, target)
@@ -60,6 +60,32 @@ def test_with_everything_known_it_is_bce(shape):
     everything = torch.ones(shape, dtype=torch.bool)
     assert_close(partial_label_bce(logits, target, everything), expected, rtol=0, atol=0)
     assert_close(PartialLabelBCELoss()(logits, target, mask=everything), BCEWithLogitsLoss()(logits, target))
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 3)], ids=str)
+@pytest.mark.parametrize(
+    "factor",
+    [
+        *FACTORS,
+        {"slope": 1.0, "offset": 0.0, "power": 1.0},
+        *({"slope": a, "offset": b, "power": 0.0} for a, b in ((2.0, -1.0), (-1.0, 2.0), (1.0, 2.0))),
+    ],
+    ids=str,
+)
+def test_with_everything_known_the_factor_is_its_sum_at_every_power(factor, shape):
+    logits, target, _ = batch(*shape)
+    total = factor.get("slope", -4.45) + factor.get("offset", 5.45)
+    expected = total * bce_with_logits(logits, target)
+    assert_close(partial_label_bce(logits, target, **factor), expected)
+    assert_close(partial_label_bce(logits, target, torch.ones(shape, dtype=torch.bool), **factor), expected)
+    assert_close(PartialLabelBCELoss(**factor, reduction="none")(logits, target), expected)
+
+
+def test_a_factor_whose_parts_nearly_cancel_keeps_its_digits_in_float32():
+    known = torch.arange(257) < 256
+    losses = partial_label_bce(torch.zeros(1, 257), torch.zeros(1, 257), known, slope=-1.0, offset=1.0)
+    expected = torch.where(known, torch.tensor(math.log(2) / 257), 0.0)[None]
+    assert_close(losses, expected, rtol=2e-7, atol=0)
 
 
 def test_without_slope_each_known_label_counts_the_same_and_with_the_inverse_each_sample():
@@ -156,3 +182,8 @@ def test_impossible_arguments_and_those_without_effect_are_refused(name, options
         PartialLabelBCELoss(**options)
     with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
         partial_label_bce(torch.zeros(2, 2), torch.zeros(2, 2), **options)
+
+
+def test_a_factor_that_may_be_negative_is_told_the_paper_s():
+    with pytest.raises(ValueError, match=r"must not be negative .*\. The paper's are -4\.45, 5\.45 and 1\.$"):
+        PartialLabelBCELoss(slope=-6.0)

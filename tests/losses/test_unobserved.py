@@ -59,6 +59,12 @@ def test_a_weak_negative_of_full_weight_is_a_negative_and_of_none_is_nothing():
         assert_close(nothing, negative.masked_fill(hidden, 0), rtol=0, atol=0)
 
 
+def test_of_two_labels_a_weak_negative_has_full_weight():
+    logits, target, hidden = batch(33, 2)
+    losses = unobserved_bce(logits, target, strategy="weak")
+    assert_close(losses, bce_with_logits(logits, target.masked_fill(hidden, 0)), rtol=0, atol=0)
+
+
 def test_all_weak_negatives_of_a_sample_weigh_as_much_as_its_positive():
     logits = torch.zeros(1, 7).double().requires_grad_()
     target = torch.tensor([[-1, -1, 1, -1, -1, -1, -1]])
@@ -174,6 +180,18 @@ def test_the_metrics_of_a_classifier_see_observed_labels_only(mark, scaled):
     assert logged["val_loss"] == pytest.approx((1 + scaled) * loss(logits, target).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("mark", [-1, math.nan])
+def test_observed_is_neither_marked_nor_ignored_nor_masked(mark):
+    logits, target, hidden = batch(33, 3, mark=mark)
+    mask = torch.rand(33) < 0.7
+    assert torch.equal(UnobservedBCELoss(unobserved=mark).observed(logits, target), ~hidden)
+    target[3:7] = -2.0
+    hidden[3:7] = True
+    loss = UnobservedBCELoss(unobserved=mark, ignore_index=-2)
+    assert torch.equal(loss.observed(logits, target), ~hidden)
+    assert torch.equal(loss.observed(logits, target, mask), ~hidden & mask[:, None])
+
+
 def test_a_nan_mark_counts_as_a_negative_in_the_sums():
     sums = UnobservedBCELoss(unobserved=math.nan).sums(torch.zeros(3), torch.tensor([1.0, torch.nan, 0.0]))
     assert sums.weight.tolist() == [[2.0, 1.0]]
@@ -190,8 +208,11 @@ def test_other_values_are_refused_and_a_byte_holds_no_mark():
     logits = torch.zeros(3)
     with pytest.raises(ValueError, match=r"-2 \(1 times\)"):
         UnobservedBCELoss()(logits, torch.tensor([0, -1, -2]))
-    with pytest.raises(ValueError, match=r"255 \(1 times\)"):
-        UnobservedBCELoss()(logits, torch.tensor([0, 1, 255], dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"-1\.000000000001 \(1 times\)"):  # which float32 cannot tell from the mark
+        UnobservedBCELoss()(logits, torch.tensor([0, -1, -1 - 1e-12], dtype=torch.float64))
+    for mark in (-1, -1.0):  # torch compares a byte with the remainder of a whole number
+        with pytest.raises(ValueError, match=r"255 \(1 times\)"):
+            UnobservedBCELoss(unobserved=mark)(logits, torch.tensor([0, 1, 255], dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"nan \(1 times\)"):
         UnobservedBCELoss()(logits, torch.tensor([0, -1, torch.nan]))
 
@@ -199,7 +220,7 @@ def test_other_values_are_refused_and_a_byte_holds_no_mark():
 def test_a_single_label_needs_a_strength():
     target = torch.tensor([0, 1, -1])
     for shape in ((3,), (3, 1)):
-        with pytest.raises(ValueError, match="`strength`"):
+        with pytest.raises(ValueError, match=r"give the `strength` of an unobserved label\.$"):
             UnobservedBCELoss(strategy="weak")(torch.zeros(shape), target.reshape(shape))
         assert UnobservedBCELoss(strategy="weak", strength=0.5)(torch.zeros(shape), target.reshape(shape)).isfinite()
 
@@ -220,7 +241,18 @@ def test_impossible_arguments_and_those_without_effect_are_refused(name, options
         unobserved_bce(torch.zeros(2, 2), torch.zeros(2, 2), **options)
 
 
+def test_a_mark_is_a_whole_number_that_every_dtype_holds_or_nan():
+    logits = torch.zeros(2)
+    for dtype in (torch.float16, torch.bfloat16):
+        target = torch.tensor([-1024, 0], dtype=dtype)
+        assert UnobservedBCELoss(unobserved=-1024).observed(logits, target).tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"from -1024 to -1,.* or NaN, was expected\. Use `target\.masked_fill"):
+        UnobservedBCELoss(unobserved=-1025)
+    with pytest.raises(ValueError, match="expected one of negative, weak, entropy"):
+        UnobservedBCELoss(strategy="ignore")
+
+
 @pytest.mark.parametrize("mark", [-1, math.nan])
 def test_one_mark_for_both_meanings_is_refused(mark):
-    with pytest.raises(ValueError, match="no effect"):
+    with pytest.raises(ValueError, match=r"would have no effect\. Leave out `ignore_index`\.$"):
         UnobservedBCELoss(unobserved=mark, ignore_index=mark)
