@@ -111,7 +111,9 @@ def test_a_detached_focus_changes_the_gradient_alone(clip):
     p = logits.sigmoid()
     shifted = (p - clip).clamp(min=0)
     slope = torch.where(target == 1, -((1 - p) ** 2), shifted**4 * p * (1 - p) / (1 - shifted) * (shifted > 0))
-    assert_close(torch.autograd.grad(detached.sum(), logits)[0], slope.detach())
+    module = AsymmetricLoss(gamma_pos=1.0, clip=clip, detach_focus=True, reduction="sum")
+    for loss in (detached.sum(), module(logits, target)):
+        assert_close(torch.autograd.grad(loss, logits)[0], slope.detach())
 
 
 @pytest.mark.parametrize(

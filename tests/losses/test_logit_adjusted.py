@@ -106,6 +106,18 @@ def test_an_impossible_prior_is_refused(prior):
             call()
 
 
+def test_a_prior_out_of_range_is_told_the_usual_reasons_and_one_without_values_is_not_looked_at():
+    with pytest.raises(
+        ValueError, match=r"got \[(2\.0, ){7}2\.0\]\. For a label that never or always occurs, .*`max\("
+    ):
+        LogitAdjustedLoss(prior=[2.0] * 9)
+    with pytest.raises(ValueError, match=r"Percentages are to be divided by 100, counts by N\.$"):
+        LogitAdjustedLoss(prior=4)
+    with pytest.raises(TypeError, match=r"^`prior` is None; .* in \(0, 1\), was expected\.$"):
+        LogitAdjustedLoss(prior=None)
+    assert LogitAdjustedLoss(prior=torch.full((3,), 0.2, device="meta")).prior.device.type == "meta"
+
+
 def test_the_number_of_priors_is_that_of_the_labels():
     for shape in ((7,), (7, 1), (7, 2), (3, 7)):
         with pytest.raises(ValueError, match="`prior` has 3 numbers"):

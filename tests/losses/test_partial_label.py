@@ -82,9 +82,9 @@ def test_with_everything_known_the_factor_is_its_sum_at_every_power(factor, shap
 
 
 def test_a_factor_whose_parts_nearly_cancel_keeps_its_digits_in_float32():
-    known = torch.arange(257) < 256
-    losses = partial_label_bce(torch.zeros(1, 257), torch.zeros(1, 257), known, slope=-1.0, offset=1.0)
-    expected = torch.where(known, torch.tensor(math.log(2) / 257), 0.0)[None]
+    known = torch.arange(99) < 98
+    losses = partial_label_bce(torch.zeros(1, 99), torch.zeros(1, 99), known, slope=-1.0, offset=1.0)
+    expected = torch.where(known, torch.tensor(math.log(2) / 99), 0.0)[None]
     assert_close(losses, expected, rtol=2e-7, atol=0)
 
 
