@@ -223,6 +223,26 @@ def test_impossible_arguments_are_refused(name, values):
                 call()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"alpha": 1.1}, r"must lie in \[0, 1\]: .* The steepness is `beta`\.$"),
+        ({"beta": 0}, "at which all weights would be the same; it must be above 0"),
+        ({"lam": 0}, "at which negatives would never be let go of; it must be above 0"),
+    ],
+)
+def test_a_limit_is_told_with_its_reason(option, said):
+    with pytest.raises(ValueError, match=said):
+        DistributionBalancedLoss(**OF_DATA, **option)
+
+
+def test_the_smallest_weight_is_added_to_each_and_may_be_one():
+    logits = torch.zeros(1, 3)
+    added, without = (distribution_balanced_bce(logits, torch.tensor([[1, 0, 1]]), **OF_DATA, alpha=a) for a in (1, 0))
+    of_weight_one = distribution_balanced_bce(logits, torch.zeros(1, 3), **OF_DATA, alpha=0)  # nothing is rebalanced
+    assert_close((added - without)[0, 1], of_weight_one[0, 1])
+
+
 def test_the_number_of_counts_is_that_of_the_labels():
     for shape in ((7,), (7, 1), (7, 2), (3, 7)):
         with pytest.raises(ValueError, match="`counts` has 3 numbers"):
