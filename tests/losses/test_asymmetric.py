@@ -84,6 +84,16 @@ def test_an_easy_negative_costs_nothing(gamma):
     assert (losses == 0).all() and (torch.autograd.grad(losses.sum(), logits)[0] == 0).all()
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("clip", [0.05, 0.3, 0.5, 0.6])
+def test_at_the_margin_itself_a_negative_costs_nothing_either(clip, gamma):
+    for dtype in (torch.float32, torch.float64):
+        margin = torch.tensor([math.log(clip) - math.log1p(-clip)], dtype=dtype, requires_grad=True)
+        losses = asymmetric_loss(margin, torch.zeros(1), gamma_neg=gamma, clip=clip)
+        (gradient,) = torch.autograd.grad(losses.sum(), margin)
+        assert losses.item() == gradient.item() == 0
+
+
 def test_without_margin_it_is_focal_loss_or_bce():
     logits, target = 9 * torch.randn(257), torch.randint(0, 2, (257,)).float()
     assert_close(asymmetric_loss(logits, target, gamma_neg=2, gamma_pos=2, clip=0), focal_loss(logits, target))

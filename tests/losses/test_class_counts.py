@@ -96,6 +96,8 @@ def test_impossible_counts_are_refused(counts):
 def test_more_positives_than_labels_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"\[8.0\].*\[7.0\]"):
         pos_weight_from_counts([3, 8], 7)
+    with pytest.raises(ValueError, match=r"\[(8\.0, ){7}8\.0\], more than the `total` of \[(7\.0, ){7}7\.0\]\. Count"):
+        pos_weight_from_counts([8] * 9, 7)
     with pytest.raises(ValueError, match=r"`total` has shape \(3,\) and .* \(2,\); one .*label, was expected\.$"):
         pos_weight_from_counts([3, 8], [9, 9, 9])
     with pytest.raises(ValueError, match="`total` is 0"):
