@@ -82,7 +82,7 @@ def _places(logits: Tensor, target: Tensor, known: Tensor | None, bins: int) -> 
     """Return the bin of each element, and which elements are counted."""
     norm = residual(logits, target).abs()
     counted = ~norm.isnan()  # what stands for NaN among the whole numbers is not said
-    place = torch.where(counted, norm * bins, 0.0).long().clamp(0, bins - 1)
+    place = torch.where(counted, norm * bins, 0.0).long().clamp(max=bins - 1)
     return place, counted if known is None else counted & known
 
 

@@ -174,6 +174,14 @@ def test_before_any_training_a_batch_has_its_own_histogram():
     loss = GHMCLoss().eval()
     assert_close(loss(logits, target), ghm_c(logits, target).mean())
     assert loss.histogram.sum() == 0
+    assert loss.histogram.dtype == torch.float64  # of which a bin that is rarely met keeps its digits
+
+
+def test_after_a_single_element_the_histogram_is_that_of_training():
+    loss, logits, target = GHMCLoss(bins=2, reduction="none"), torch.tensor([-5.0, -5.0, 5.0]), torch.zeros(3)
+    loss(logits[:1], target[:1])
+    counts = torch.tensor([1, 0])
+    assert_close(loss.eval()(logits, target), ghm_c(logits, target, counts=counts, bins=2))
 
 
 def test_without_momentum_nothing_is_remembered_and_every_batch_has_its_own():
