@@ -69,6 +69,10 @@ def test_beyond_the_margin_the_hinge_is_zero():
     logits, target = torch.tensor([[3.0, 0.0], [3.0, 2.5]]), torch.tensor([[1, 0], [1, 0]])
     assert pairwise_loss(logits, target, surrogate="squared_hinge").tolist() == [0.0, 0.25]
     assert pairwise_loss(logits, target, surrogate="squared_hinge", margin=4.0).tolist() == [1.0, 12.25]
+    assert PairwiseLoss(surrogate="squared_hinge", margin=0.75, reduction="none")(logits, target).tolist() == [
+        0.0,
+        0.0625,
+    ]
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
@@ -101,6 +105,10 @@ def test_an_option_without_effect_or_out_of_range_is_refused_by_its_name(name, v
     for value in values:
         with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
             PairwiseLoss(**{name: value})
+    with pytest.raises(ValueError, match="one of log_sum_exp, logistic, squared_hinge"):
+        PairwiseLoss(surrogate="hinge")
     for margin in (0, -1.0, math.nan, math.inf, "1", True):
         with pytest.raises((ValueError, TypeError), match="`margin`"):
             PairwiseLoss(surrogate="squared_hinge", margin=margin)
+        with pytest.raises((ValueError, TypeError), match="`margin`"):
+            pairwise_loss(torch.zeros(2), torch.zeros(2), surrogate="squared_hinge", margin=margin)

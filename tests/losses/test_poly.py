@@ -114,7 +114,9 @@ def test_for_a_soft_label_the_minimum_lies_on_the_side_the_docstring_says(label,
 
 
 @pytest.mark.parametrize("epsilon", [-1.1, math.nan, math.inf, "1", None, True])
-def test_a_coefficient_below_zero_is_refused(epsilon):
+def test_a_coefficient_below_minus_one_is_refused_and_a_weight_that_is_no_share(epsilon):
     for make in (PolyLoss, lambda **options: poly_bce(torch.zeros(1), torch.zeros(1), **options)):
         with pytest.raises((ValueError, TypeError), match="`epsilon` is"):
             make(epsilon=epsilon)
+    with pytest.raises(ValueError, match=r"`alpha` is 1\.1"):
+        poly_bce(torch.zeros(1), torch.zeros(1), alpha=1.1)

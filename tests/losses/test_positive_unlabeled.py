@@ -287,6 +287,8 @@ def test_an_option_out_of_range_is_refused_by_its_name(name, values):
             PositiveUnlabeledLoss(**options)
         with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
             positive_unlabeled_loss(torch.zeros(2), torch.tensor([0, 1]), **options)
+    with pytest.raises(ValueError, match="one of sigmoid, logistic"):
+        PositiveUnlabeledLoss(prior=0.3, surrogate="hinge")
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.1}, {"gamma": 0.5}])

@@ -61,7 +61,9 @@ def test_for_hard_labels_it_is_focal_loss(beta):
 
 def test_without_focus_it_is_bce():
     logits, target = 9 * torch.randn(257), torch.rand(257)
-    assert_close(quality_focal_loss(logits, target, beta=0), bce_with_logits(logits, target), rtol=0, atol=0)
+    bce = bce_with_logits(logits, target)
+    assert_close(quality_focal_loss(logits, target, beta=0), bce, rtol=0, atol=0)
+    assert_close(QualityFocalLoss(beta=0, reduction="none")(logits, target), bce, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("label", [0.1, 0.5, 0.7])

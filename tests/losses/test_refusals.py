@@ -13,7 +13,7 @@ from lightning_bce import BCELoss, BCEWithLogitsLoss, BinaryLoss
 # By the name of a constructor's parameter, so that a new loss with an old name is covered.
 BAD_ARGUMENTS = {
     "gamma": [-1.0, math.nan, math.inf, -math.inf, "2", None, True],
-    "alpha": [-0.1, 1.1, math.nan, math.inf, "0.5", True],
+    "alpha": [-0.1, 1.1, math.nan, math.inf, "0.5", True, [0.5, 1.1], torch.tensor([0.5, 1.1])],
     "eps": [-1e-5, math.nan, math.inf, "0", None],
     "weight": [-1.0, [1.0, math.nan], math.inf, "1", torch.tensor(-1.0)],
     "pos_weight": [-1.0, [1.0, math.nan], math.inf, "1", torch.tensor(-1.0)],

@@ -84,6 +84,7 @@ def test_module_and_function_have_the_same_defaults_and_values(row_case, shape):
     given |= {name: torch.tensor(value) for name, value in row_case.variables.items()}
     logits, target = batch(row_case, *shape)
     mask = torch.rand(shape) > 0.2
+    mask[1] = mask[:, 1] = False  # a row that does not count, whatever a row is
     for call in ({}, {"mask": mask}):
         by_row = row_case.function(
             *(in_rows(row_case, t) for t in (logits, target)),
@@ -91,7 +92,23 @@ def test_module_and_function_have_the_same_defaults_and_values(row_case, shape):
             **{name: in_rows(row_case, value) for name, value in call.items()},
         )
         reduction = "none" if by_row.ndim else "mean"
-        assert_close(row_case.make(reduction=reduction)(logits, target, **call).flatten(), by_row.reshape(-1))
+        module = row_case.make(reduction=reduction)
+        assert_close(module(logits, target, **call).flatten(), by_row.reshape(-1))
+        assert all(getattr(module, name) == value for name, value in row_case.arguments)
+
+
+def test_a_function_takes_rows_in_any_dimensions_before_them(row_case):
+    logits, target, mask = *batch(row_case, 7, 5), torch.rand(7, 5) > 0.2
+    given = {
+        name: value for name, value in row_case.arguments if name in inspect.signature(row_case.function).parameters
+    }
+    losses = row_case.function(logits, target, mask=mask, **given)
+    if not losses.ndim:
+        pytest.skip("its rows are those of one batch")
+    for of_row, row in zip(losses, zip(logits, target, mask, strict=True), strict=True):
+        assert_close(row_case.function(*row[:2], mask=row[2], **given), of_row)
+    six = [t[1:].reshape(2, 3, 5) for t in (logits, target, mask)]
+    assert_close(row_case.function(*six[:2], mask=six[2], **given), losses[1:].reshape(2, 3))
 
 
 def test_the_dimensions_of_one_label_do_not_matter(row_case):
@@ -181,6 +198,8 @@ def test_targets_of_every_dtype_mean_the_same(row_case, dtype):
     logits, target = batch(row_case, 7, 3)
     expected = row_case.make(reduction="none")(logits, target)
     assert_close(row_case.make(reduction="none")(logits, target.to(dtype)), expected, rtol=0, atol=0)
+    single = logits.float()
+    assert_close(row_case.function(single, target.to(dtype)), row_case.function(single, target.float()))
 
 
 def test_the_order_of_samples_and_labels_does_not_matter(row_case):
@@ -393,8 +412,11 @@ def test_a_samples_weight_multiplies_its_rows_or_is_refused(row_case, shape):
     weight = torch.rand(shape[0]).double()
     if not takes_weights(row_case):
         for call in (row_case.make(), row_case.make().sums):
-            with pytest.raises(ValueError, match="`weight` has no meaning"):
+            with pytest.raises(
+                ValueError, match=f"`weight` has no meaning in (this )?{row_case.cls.__name__}:"
+            ) as error:
                 call(logits, target, weight)
+            assert "`mask`." in str(error.value)
         return
     plain = row_case.make(reduction="none")(logits, target)
     expected = plain * weight.reshape(-1, *[1] * (plain.ndim - 1))
@@ -404,6 +426,8 @@ def test_a_samples_weight_multiplies_its_rows_or_is_refused(row_case, shape):
         assert_close(row_case.make().sums(logits, target, given).mean(), expected.mean())
     with pytest.raises(ValueError, match=r"belongs to a (sample|position)"):
         row_case.make()(logits, target, torch.rand(shape))
+    with pytest.raises(ValueError, match="`weight` has shape"):
+        row_case.make()(logits, target, torch.rand(shape[0] + 1))
 
 
 def test_a_labels_weight_multiplies_its_row_or_is_refused(row_case):
@@ -475,6 +499,10 @@ def test_soft_targets_are_refused_where_the_formula_knows_none(row_case):
         mask = torch.ones(7, 3, dtype=torch.bool)
         mask[3, 1] = False
         row_case.make()(logits, target, mask=mask)
+        for between, side in ((0.5, 0.0), (0.51, 1.0)):  # what the function does not look at it has to put on a side
+            hard = target.round()
+            soft = torch.where(hard == side, between, hard)
+            assert_close(row_case.function(logits, soft), row_case.function(logits, hard))
     else:
         harder = target.clone()
         harder[3, 1] = 0.0
@@ -482,7 +510,7 @@ def test_soft_targets_are_refused_where_the_formula_knows_none(row_case):
 
 
 def test_a_row_loss_has_no_loss_of_an_element(row_case):
-    with pytest.raises(TypeError, match="no loss of a single element"):
+    with pytest.raises(TypeError, match=f"{row_case.cls.__name__} has no loss of a single element"):
         row_case.make().elementwise(torch.zeros(7, 3), torch.zeros(7, 3))
 
 
@@ -525,6 +553,9 @@ def test_a_position_may_have_its_own_weight():
     assert_close(losses, logits.sum(1) * weight[:, 0])
     with pytest.raises(ValueError, match="belongs to a sample"):
         Total("sample")(logits, torch.zeros(2, 3, 5), weight)
+    for rows in ("sample", "position"):  # without a dimension of labels there is a single one
+        of_one_label = Total(rows, reduction="none")(logits[:, 0, 0], torch.zeros(2), weight[:, 0, 0])
+        assert_close(of_one_label, logits[:, 0, 0] * weight[:, 0, 0])
 
 
 @pytest.mark.parametrize(

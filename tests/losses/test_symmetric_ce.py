@@ -58,6 +58,12 @@ def test_each_term_alone_is_bce_and_the_absolute_error():
     assert_close(alone, 2.5 * (logits.sigmoid() - target).abs())
 
 
+def test_without_cross_entropy_no_mistake_costs_more_than_the_least_logarithm():  # 0 times an infinite loss is NaN
+    logits = torch.tensor([-torch.inf, torch.inf])
+    losses = symmetric_ce(logits, torch.tensor([1, 0]), ce_weight=0, log_zero=-2.5)
+    assert_close(losses, torch.full((2,), 2.5), rtol=0, atol=0)
+
+
 def test_a_confident_mistake_keeps_the_gradient_of_its_cross_entropy():
     logits = torch.tensor([-1e4, -60.0, -30.0]).requires_grad_()
     (gradient,) = torch.autograd.grad(symmetric_ce(logits, torch.ones(3)).sum(), logits)
@@ -102,5 +108,5 @@ def test_an_impossible_hyper_parameter_is_refused(name, values):
 
 
 def test_no_term_at_all_is_refused():
-    with pytest.raises(ValueError, match="both 0"):
+    with pytest.raises(ValueError, match=r"both 0: .* Give one"):
         SymmetricCELoss(ce_weight=0, rce_weight=0.0)
