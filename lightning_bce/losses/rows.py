@@ -294,13 +294,11 @@ def known_rows(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Ten
 def logsumexp_where(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log of the sum of exponentials over the chosen entries of each row, and whether there are any.
 
-    Without any the value is 0 with a gradient of zeros: the true one, minus infinity, would bring NaN along.
+    Without any the value says nothing, and its gradient is zeros: that of minus infinity would bring NaN along.
     """
     any_chosen = where.any(-1)
     kept = torch.where(where, values, -torch.inf)
-    return torch.where(any_chosen[..., None], kept, 0.0).logsumexp(-1) if values.shape[-1] else values.sum(
-        -1
-    ), any_chosen
+    return torch.where(any_chosen[..., None], kept, 0.0).logsumexp(-1), any_chosen
 
 
 def mean_where(where: Tensor, values: Tensor) -> Tensor:
