@@ -102,6 +102,15 @@ def test_a_nearly_perfect_overlap_keeps_its_digits():  # 1 - a ratio would be 0 
         assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 0.75, 1.0, 2.0])
+def test_a_perfect_overlap_costs_nothing_and_pulls_nowhere(gamma):
+    logits = torch.tensor([[200.0], [-200.0]], requires_grad=True)  # float32 has no smaller miss than 0 here
+    loss = tversky_loss(logits, torch.tensor([[1.0], [0.0]]), gamma=gamma)
+    (slope,) = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), logits)
+    assert loss.sum() == 0 and not slope.any() and not bend.any()
+
+
 @pytest.mark.parametrize("loss", [DiceLoss, JaccardLoss, TverskyLoss])
 def test_a_label_without_positives_is_pulled_down_or_does_not_count(loss):
     logits, target = torch.zeros(7, 2, requires_grad=True), torch.zeros(7, 2)
