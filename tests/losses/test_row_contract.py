@@ -573,3 +573,37 @@ def test_a_position_may_have_its_own_weight():
 def test_a_loss_that_returns_something_else_is_told_what_was_expected(result):
     with pytest.raises(TypeError, match=r"losses of shape \(7,\) or \(7, 2\)"):
         Total(result=result)(torch.zeros(7, 3), torch.zeros(7, 3))
+
+
+def test_a_row_without_a_known_label_does_not_count_whatever_the_formula_says():
+    everything = torch.ones(2), torch.tensor([True, True])
+    mask = torch.tensor([[True, False], [False, False]])
+    logits, target = torch.zeros(2, 2), torch.zeros(2, 2)
+    assert Total(result=everything, reduction="sum")(logits, target, mask=mask) == 1.0
+    assert Total(result=everything)(logits, target, mask=mask) == 1.0
+    assert Total(result=everything, reduction="none")(logits, target, mask=mask).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_of_rows_is_checked(weight):
+    with pytest.raises(ValueError, match="`weight`"):
+        Total()(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([1.0, weight]))
+
+
+@pytest.mark.parametrize(
+    ("result", "what"),
+    [
+        (torch.zeros(2), "Tensor"),
+        (None, "function"),
+        ((torch.zeros(3), torch.ones(2).bool()), r"shapes \(3,\) and \(2,\), torch.float32 and torch.bool"),
+        ((torch.zeros(2), torch.ones(2)), r"shapes \(2,\) and \(2,\), torch.float32 and torch.float32"),
+        ((torch.zeros(2).long(), torch.ones(2).bool()), r"shapes \(2,\) and \(2,\), torch.int64 and torch.bool"),
+    ],
+)
+def test_what_is_no_loss_of_each_row_is_named(result, what):
+    result = (lambda: None) if result is None else result
+    said = (
+        rf"^Total\.rowwise returned {what}; floating-point losses of shape \(2,\) or \(2, 2\) and bool of shape \(2,\)"
+    )
+    with pytest.raises(TypeError, match=said):
+        Total(result=result)(torch.zeros(2, 3), torch.zeros(2, 3))
