@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import mmap
-import sys
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -34,29 +34,29 @@ class BufferPool:
         self._requests = 0
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> mmap.mmap:
-        """Return a block of at least so many bytes, which is taken for as long as anything refers to it."""
+    def take(self, size: int) -> memoryview:
+        """Return a block of at least so many bytes, which is taken for as long as anything refers to the view."""
         with self._lock:
             self._requests += 1
-            free = [block for block in self._blocks if _is_free(block)]
+            free = [block for block in self._blocks if block.is_free()]
             fitting = [block for block in free if size <= len(block.memory) <= 2 * size]
             if fitting:
                 chosen = min(fitting, key=lambda block: len(block.memory))
             else:
                 chosen = _Block(_mapped(size))
                 self._blocks.append(chosen)
-            chosen.request = self._requests
+            view = chosen.lend(self._requests)
             old = self._requests - KEPT
             gone = [b for b in free if b is not chosen and (b.request < old or (not fitting and len(b.memory) < size))]
             self._blocks = [block for block in self._blocks if block not in gone]
-            return chosen.memory
+            return view
 
     def release(self) -> int:
         """Give all free blocks back to the system, and return how many bytes they had."""
         if not self._lock.acquire(blocking=False):  # a collection of garbage may come in the middle of a request
             return 0
         try:
-            free = [block for block in self._blocks if _is_free(block)]
+            free = [block for block in self._blocks if block.is_free()]
             self._blocks = [block for block in self._blocks if block not in free]
             return sum(len(block.memory) for block in free)
         finally:
@@ -64,11 +64,22 @@ class BufferPool:
 
 
 class _Block:
-    """A mapping and the number of the request that it served last."""
+    """A mapping, who has it, and the number of the request that it served last."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self.memory = memory
         self.request = 0
+        self._view: weakref.ref[memoryview] | None = None
+
+    def lend(self, request: int) -> memoryview:
+        """Return a view, which each storage of torch that lies in it keeps alive."""
+        view = memoryview(self.memory)
+        self.request, self._view = request, weakref.ref(view)
+        return view
+
+    def is_free(self) -> bool:
+        """Return whether nothing refers to the view any more."""
+        return self._view is None or self._view() is None
 
 
 POOL = BufferPool()
@@ -111,11 +122,6 @@ def _after_collection(phase: str, info: dict[str, int]) -> None:
 
 
 gc.callbacks.append(_after_collection)  # who deletes a model and collects expects its memory back
-
-
-def _is_free(block: _Block) -> bool:
-    # One reference is the block's own and one that of this call; each storage of torch that lies in it has one more.
-    return sys.getrefcount(block.memory) == 2
 
 
 def _mapped(size: int) -> mmap.mmap:
