@@ -50,9 +50,9 @@ class Counts(NamedTuple):
         """Return what each entry would count, unknown or not."""
         counts = torch.ones(len(target.labels), dtype=dtype, device=target.device)
         if self.row is not None:
-            counts = counts * self.row[target.rows]
+            counts = counts * self.row[target.rows].to(dtype)
         if self.label is not None:
-            counts = counts * self.label[target.labels]
+            counts = counts * self.label[target.labels].to(dtype)
         return counts
 
     def by_label(self, target: SparseTarget, dtype: torch.dtype) -> Tensor:
@@ -158,6 +158,7 @@ class Walk(NamedTuple):
         stepping = self.step is not None
         of_weight = large_buffer(self.weight.shape, self.weight.dtype, device) if wanted[1] and not stepping else None
         of_bias = torch.empty(labels, dtype=full, device=device) if wanted[2] and not stepping else None
+        gradients = Gradients(of_inputs, of_weight, of_bias)
         negatives = torch.zeros(labels if self.per_label else 1, dtype=wide, device=device)
         scale = self.scale.to(full)
         live_labels = 0
@@ -165,11 +166,7 @@ class Walk(NamedTuple):
             for gradient in (of_weight, of_bias):
                 if gradient is not None:
                     gradient.zero_()
-            return (
-                self._sums(negatives, self.entries(inputs, any_wanted)),
-                Gradients(of_inputs, of_weight, of_bias),
-                1.0,
-            )
+            return self._sums(negatives, self.entries(inputs, any_wanted)), gradients, 1.0
         # A kernel that wrote over its logits would write beside them first, and then copy.
         buffers = 2 if any_wanted and self.compiled else 1
         memory = [large_buffer(torch.Size([self.chunk * rows]), full, device) for _ in range(buffers)]
@@ -211,7 +208,7 @@ class Walk(NamedTuple):
             if self.step is not None and weight_gradient is not None:
                 self.step(begin, end, weight_gradient, bias_gradient)
         assert entries is not None  # there is a chunk
-        return self._sums(negatives, entries), Gradients(of_inputs, of_weight, of_bias), live_labels / labels
+        return self._sums(negatives, entries), gradients, live_labels / labels
 
     def entries(self, inputs: Tensor, with_slopes: bool, logits: Tensor | None = None) -> Entries:
         """Return losses and gradients of the elements that are not 0.
@@ -230,10 +227,9 @@ class Walk(NamedTuple):
             bias = self.bias.detach()[target.labels].to(full)
         scores = scores + bias
         fill = (self.formula.far - bias).expand(count)
-        known = values = torch.ones_like(scores)
+        values, unknown = torch.ones_like(scores), None
         if target.values is not None:
             unknown = target.values.isnan()
-            known = torch.where(unknown, 0.0, known)
             values = torch.where(unknown, 0.0, target.values.to(full))
             scores = torch.where(unknown, 0.0, scores)
         leaf = torch.cat([scores, fill + bias]).requires_grad_(with_slopes)
@@ -244,15 +240,10 @@ class Walk(NamedTuple):
                 torch.cat([values, torch.zeros_like(values)])[None],
                 self.formula.of_entries(twice + self.first),
             )[0]
-            factor = None
-            if self.factors.row is not None:
-                factor = self.factors.row[target.rows].to(full)
-            if self.factors.label is not None:
-                of_label = self.factors.label[target.labels].to(full)
-                factor = of_label if factor is None else factor * of_label
-            if factor is not None or target.values is not None:
-                factor = torch.ones_like(values) if factor is None else factor
-                losses = losses * torch.cat([known * factor, factor])
+            if unknown is not None or any(factor is not None for factor in self.factors):
+                factor = self.factors.of_entries(target, full)
+                known = factor if unknown is None else torch.where(unknown, 0.0, factor)
+                losses = losses * torch.cat([known, factor])
             slopes = None
             if with_slopes:
                 (slopes,) = torch.autograd.grad(losses.sum(), leaf)

@@ -185,5 +185,6 @@ def test_an_advice_that_fails_is_no_error(monkeypatch):
     assert a_buffer(memory.HUGE).fill_(1.0).sum() == memory.HUGE / 4
 
 
-def test_the_process_has_one_pool():
+def test_the_process_has_one_pool_which_collections_reach_once():
     assert isinstance(POOL, BufferPool)
+    assert gc.callbacks.count(memory._after_collection) == 1
